@@ -1,0 +1,45 @@
+# Everything runs in one virtual environment that the first target makes.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml constraints.txt
+
+.PHONY: demo test bench lint format clean
+
+# Find two tickets on real data, beside a dense-trained and a random-mask control.
+# On other data: make demo ARGS="--dataset mnist --data DIR" (or cifar10).
+demo: $(VENV)/.installed
+	$(BIN)/sparseticket demo --out demo_out $(ARGS)
+
+# The whole suite.
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+# Every kernel beside dense torch and others; rows go to bench/results.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.run
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+
+clean:
+	rm -rf $(VENV) build dist demo_out *.egg-info sparseticket/_C*.so
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created $(SOURCES)
+	SPARSETICKET_BUILD_JOBS=2 $(BIN)/python -m pip install -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	SPARSETICKET_BUILD_JOBS=2 $(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev]'
+	touch $@

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench.run`` (kernels), ``python -m bench.accuracy`` (searches)."""

@@ -1,0 +1,161 @@
+"""``python -m bench.accuracy``: searches on real data with their expected bounds, one row a case.
+
+Digits: scikit-learn's 1,797 images, 1,437 to train, no validation, last epoch, 30 epochs, batch 64.
+MNIST (where the data is): LeNet-300-100, 60,000 to train, batch 128, 10 epochs. SGD with momentum
+0.9, lr 0.1, weight decay 1e-4, cosine per epoch, no biases, no normalisation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+import sparseticket as st
+from bench.run import RESULTS, append, environment
+from sparseticket.train import Recipe, build_model, evaluate, load_dataset, loaders, train_dense
+
+__all__ = ["DIGITS", "MNIST", "AccuracyCase", "accuracy"]
+
+
+@dataclass(frozen=True)
+class AccuracyCase:
+    """Test accuracy in per cent must lie in [low, high]: of ``each`` seed, or their mean."""
+
+    name: str
+    dataset: str
+    model: str
+    config: dict = field(default_factory=dict)  # EdgePopup's; empty: the dense control
+    control: str = "search"  # or "dense", or "random mask"
+    epochs: int = 30
+    batch: int = 64
+    low: float = 0.0
+    high: float = 100.0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    each: bool = True
+
+
+def _digits(name, low=0.0, high=100.0, control="search", **config) -> AccuracyCase:
+    return AccuracyCase(name, "digits", "mlp", config, control, low=low, high=high)
+
+
+def _mnist(name, expected, **config) -> AccuracyCase:
+    """Within half a point of the measured mean."""
+    low, high = expected - 0.5, expected + 0.5
+    return AccuracyCase(
+        name,
+        "mnist",
+        "lenet300",
+        config,
+        epochs=10,
+        batch=128,
+        low=low,
+        high=high,
+        each=False,
+        seeds=(0, 1),
+    )
+
+
+_GLOBAL = {"scope": "global", "weights": "uniform"}
+DIGITS = (
+    _digits("random mask .5", high=25, control="random mask", density=0.5),
+    _digits("dense trained", control="dense"),
+    _digits("edge-popup .5", 96, density=0.5),
+    _digits("edge-popup .3", 96, density=0.3),
+    _digits("edge-popup .9", 96, density=0.9),
+    _digits("edge-popup .1", 88, 97, density=0.1),
+    _digits("edge-popup .05", density=0.05),
+    _digits("edge-popup scaled .1", 96, density=0.1, scale="density"),
+    _digits("edge-popup scaled .05", 96, density=0.05, scale="density"),
+    _digits("edge-popup normal weights .5", 96, density=0.5, weights="normal"),
+    _digits("edge-popup identity .5", 95, density=0.5, transform="identity"),
+    _digits("global edge-popup uniform .5", 96, density=0.5, **_GLOBAL),
+    _digits("global edge-popup uniform .1", 85, density=0.1, **_GLOBAL),
+    _digits("global edge-popup dynamic .1", 96, density=0.1, scope="global", scale="dynamic"),
+)
+# Differences of mean accuracy that must hold: (better case, worse case, points).
+DIGITS_GAPS = (
+    ("edge-popup scaled .1", "edge-popup .1", 3),
+    ("edge-popup scaled .05", "edge-popup .05", 15),
+)
+MNIST = (
+    _mnist("edge-popup .5", 97.2, density=0.5),
+    _mnist("edge-popup scaled .1", 97.72, density=0.1, scale="density"),
+)
+
+
+def accuracy(case: AccuracyCase, seed: int, data: str | None = None) -> float:
+    """Test accuracy, in per cent, of one run."""
+    dataset = load_dataset(case.dataset, data, val_fraction=0, seed=seed)
+    train, _, test = loaders(dataset, case.batch, seed)
+    torch.manual_seed(seed)
+    model = build_model(case.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes)
+    if case.control == "dense":
+        train_dense(model, train, None, Recipe(epochs=case.epochs), seed=seed, progress=False)
+    else:
+        config = st.EdgePopup(seed=seed, **case.config)
+        if case.control == "random mask":
+            st.sparsify_(model, config)  # the masks of the initial, random scores
+        else:
+            st.search(model, train, None, config, epochs=case.epochs, seed=seed, progress=False)
+    return 100 * evaluate(model, test)[0]
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    dataset: str
+    case: str
+    accuracies: str
+    mean: float
+    low: float
+    high: float
+    inside: bool
+
+
+def run(case: AccuracyCase, data: str | None, show: Callable[[str], None]) -> AccuracyRow:
+    reached = [accuracy(case, seed, data) for seed in case.seeds]
+    mean = sum(reached) / len(reached)
+    judged = reached if case.each else [mean]
+    inside = all(case.low <= a <= case.high for a in judged)
+    listed = " ".join(f"{a:.2f}" for a in reached)
+    show(
+        f"{case.dataset:7} {case.name:30} {listed:22} in [{case.low:g}, {case.high:g}] "
+        f"{'yes' if inside else 'NO'}"
+    )
+    row = (case.dataset, case.name, listed, round(mean, 3), case.low, case.high, inside)
+    return AccuracyRow(*row)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", choices=["digits", "mnist"], nargs="*")
+    parser.add_argument("--data", help="folder of the data; default SPARSETICKET_DATA")
+    parser.add_argument("--threads", type=int, help="torch threads")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    wanted = args.dataset or ["digits", "mnist"]
+    cases = [case for case in (*DIGITS, *MNIST) if case.dataset in wanted]
+    rows = []
+    for case in cases:
+        try:
+            rows.append(run(case, args.data, lambda line: print(line, flush=True)))
+        except FileNotFoundError as error:
+            if args.dataset:
+                raise
+            print(f"{case.dataset:7} {case.name:30} not run: {error}")
+    means = {row.case: row.mean for row in rows if row.dataset == "digits"}
+    held = True
+    for better, worse, points in DIGITS_GAPS if means else ():
+        gap = means[better] - means[worse]
+        held &= gap >= points
+        print(f"digits  {better} beats {worse} by {gap:.1f} points, need {points}")
+    append(RESULTS / "accuracy.csv", rows, environment())
+    return 0 if held and all(row.inside for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,454 @@
+"""The registry of kernel benchmarks: one entry per op, each with its cases.
+
+A case builds its inputs once and returns contenders by name, ``ours`` among them. The first is the
+baseline that rows report everyone against: dense torch, or what people run today where there is no
+dense way.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import sparseticket as st
+from sparseticket import ops
+from sparseticket.train.models import build_model
+
+__all__ = ["CASES", "Case", "SWEEPS", "Sweep"]
+
+Contenders = dict[str, Callable[[], object]]
+_SIGMA, _SEED, _LAYER = 0.0625, 0, 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """``make()`` gives the contenders; ``bytes_moved``: the least that ours must read and write."""
+
+    name: str
+    make: Callable[[], Contenders]
+    bytes_moved: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Densities at which ours meets dense: ``make(density)`` gives contenders ours and dense."""
+
+    name: str
+    make: Callable[[float], Contenders]
+    densities: tuple[float, ...] = (0.5, 0.1, 0.05, 0.01)
+
+
+def _mask(shape, density):
+    torch.manual_seed(0)
+    return torch.rand(shape) < density
+
+
+# ---------------------------------------------------------------- selection and masks
+def _select(n_rows, n_columns, density):
+    torch.manual_seed(0)
+    scores = torch.randn(n_rows, n_columns)
+    kept = int(density * scores.numel())
+    return {
+        "sort": lambda: scores.abs().flatten().sort(),
+        "kthvalue": lambda: scores.abs().flatten().kthvalue(scores.numel() - kept),
+        "topk": lambda: scores.abs().flatten().topk(kept, sorted=False),
+        "ours": lambda: ops.select_mask([scores], [kept]),
+    }
+
+
+def _resnet50_scores():
+    with torch.device("meta"):
+        model = build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000)
+    torch.manual_seed(0)
+    weights = [
+        m.weight for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
+    return [torch.randn(w.shape) / math.sqrt(w[0].numel()) for w in weights]
+
+
+def _select_resnet50(scope):
+    scores = _resnet50_scores()
+    kept = [s.numel() * 3 // 10 for s in scores]
+    total, everything = [sum(kept)], sum(s.numel() for s in scores)
+
+    def by_sort():
+        if scope == "layer":
+            return [s.abs().flatten().sort() for s in scores]
+        return torch.cat([s.abs().flatten() for s in scores]).sort()
+
+    def by_kthvalue():
+        if scope == "layer":
+            pairs = zip(scores, kept, strict=True)
+            return [s.abs().flatten().kthvalue(s.numel() - k) for s, k in pairs]
+        return torch.cat([s.abs().flatten() for s in scores]).kthvalue(everything - total[0])
+
+    counts = kept if scope == "layer" else total
+    return {
+        "sort": by_sort,
+        "kthvalue": by_kthvalue,
+        "ours": lambda: ops.select_mask(scores, counts, scope=scope),
+    }
+
+
+def _pack(shape):
+    mask = _mask(shape, 0.3)
+    return {
+        "numpy.packbits": lambda: np.packbits(mask.numpy(), axis=1, bitorder="little"),
+        "ours": lambda: ops.pack_mask(mask),
+    }
+
+
+def _unpack(shape):
+    words = ops.pack_mask(_mask(shape, 0.3))
+    packed = words.numpy().view(np.uint8)
+    return {
+        "numpy.unpackbits": lambda: np.unpackbits(
+            packed, axis=1, count=shape[1], bitorder="little"
+        ),
+        "ours": lambda: ops.unpack_mask(words, shape),
+    }
+
+
+def _mask_ops(shape, op):
+    a, b = _mask(shape, 0.3), _mask(shape, 0.5)
+    words = ops.pack_mask(a), ops.pack_mask(b)
+    dense = (lambda: a & b) if op == "and" else (lambda: (a ^ b).sum())
+    return {"bool tensors": dense, "ours": lambda: ops.mask_ops(*words, op)}
+
+
+def _apply(shape, density=0.3, dtype=torch.float32):
+    weight, mask = torch.randn(shape, dtype=dtype), _mask(shape, density)
+    floats, words = mask.to(dtype), ops.pack_mask(mask)
+    return {"float mask": lambda: weight * floats, "ours": lambda: ops.apply_mask(weight, words)}
+
+
+def _rice(shape, density, decode):
+    mask = _mask(shape, density)
+    words = ops.pack_mask(mask)
+    parameter = max(0, round(math.log2(0.69 / density)))
+    raw = np.packbits(mask.numpy()).tobytes()
+    zipped, payload = zlib.compress(raw), ops.rice_encode(words, shape[1], parameter)
+    if decode:
+        kept = int(mask.sum())
+        return {
+            "zlib": lambda: zlib.decompress(zipped),
+            "ours": lambda: ops.rice_decode(payload, *shape, kept, parameter),
+        }
+    return {
+        "zlib": lambda: zlib.compress(raw),
+        "ours": lambda: ops.rice_encode(words, shape[1], parameter),
+    }
+
+
+# ---------------------------------------------------------------- regenerated weights
+def _regenerate(shape, dist, masked=False):
+    words = ops.pack_mask(_mask(shape, 0.3)) if masked else None
+    dense = torch.empty(shape)
+    fill = {
+        "signed_constant": lambda: dense.bernoulli_(0.5).mul_(2 * _SIGMA).sub_(_SIGMA),
+        "uniform": lambda: dense.uniform_(-1, 1),
+        "normal": lambda: dense.normal_(),
+    }[dist]
+    return {
+        "torch generator": fill,
+        "ours": lambda: ops.regenerate(_SEED, _LAYER, shape, dist, _SIGMA, words=words),
+    }
+
+
+def _signs(shape):
+    return {
+        "torch.randint": lambda: torch.randint(
+            0, 2**31, (shape[0], shape[1] // 32), dtype=torch.int32
+        ),
+        "ours": lambda: ops.sign_words(_SEED, _LAYER, shape),
+    }
+
+
+# ---------------------------------------------------------------- linear layers
+def _linear_inputs(shape, batch, density, dtype):
+    torch.manual_seed(0)
+    x, weight = torch.randn(batch, shape[1], dtype=dtype), torch.randn(shape, dtype=dtype)
+    mask = _mask(shape, density)
+    return x, weight, mask, ops.pack_mask(mask)
+
+
+def _masked_linear(shape, batch, density, dtype=torch.float32):
+    x, weight, mask, words = _linear_inputs(shape, batch, density, dtype)
+    floats = mask.to(dtype)
+    contenders = {
+        "dense": lambda: F.linear(x, weight),
+        "float mask": lambda: F.linear(x, weight * floats),
+        "ours": lambda: ops.masked_linear(x, weight, words),
+    }
+    if dtype == torch.float32:
+        csr, xt = (weight * floats).to_sparse_csr(), x.t().contiguous()
+        contenders["torch CSR"] = lambda: csr @ xt
+    return contenders
+
+
+def _ticket_linear(shape, batch, density, dtype=torch.float32, signs=False):
+    x, weight, mask, words = _linear_inputs(shape, batch, density, dtype)
+    floats = mask.to(dtype)
+    planes = ops.sign_words(_SEED, _LAYER, shape) if signs else None
+    contenders = {
+        "dense": lambda: F.linear(x, weight),
+        "float mask": lambda: F.linear(x, weight * floats),
+        "ours": lambda: ops.ticket_linear(
+            x, words, None, _SEED, _LAYER, "signed_constant", _SIGMA, planes
+        ),
+    }
+    if dtype == torch.float32:
+        csr, xt = (weight * floats).to_sparse_csr(), x.t().contiguous()
+        contenders["torch CSR"] = lambda: csr @ xt
+    return contenders
+
+
+class _SortedMask(torch.autograd.Function):
+    """The reference code's way (hidden-networks): sort every step, straight-through."""
+
+    @staticmethod
+    def forward(ctx, scores, kept):
+        out = scores.clone()
+        order = scores.flatten().sort().indices
+        flat = out.flatten()
+        flat[order[: -kept or None]] = 0
+        flat[order[-kept:]] = 1
+        return flat.view_as(out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def _popup_linear(shape, batch, density):
+    x, _, _, _ = _linear_inputs(shape, batch, density, torch.float32)
+    x.requires_grad_()
+    weight = ops.regenerate(_SEED, _LAYER, shape, "signed_constant", _SIGMA)
+    trained = weight.clone().requires_grad_()
+    scores = torch.randn(shape, requires_grad=True)
+    kept = int(density * scores.numel())
+    grad = torch.randn(batch, shape[0])
+
+    def step(y, leaf):
+        x.grad = leaf.grad = None
+        y.backward(grad)
+
+    def ours():
+        (words,), _ = ops.select_mask([scores.detach()], [kept])
+        step(ops.popup_linear(x, weight, scores, words, None, "abs", _SEED, _LAYER, _SIGMA), scores)
+
+    return {
+        "dense": lambda: step(F.linear(x, trained), trained),
+        "sort + float mask": lambda: step(
+            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores
+        ),
+        "ours": ours,
+    }
+
+
+# ---------------------------------------------------------------- convolutions
+def _conv_inputs(shape, size, batch, density):
+    torch.manual_seed(0)
+    x, weight = torch.randn(batch, shape[1], size, size), torch.randn(shape)
+    mask = _mask(shape, density)
+    geometry = ((1, 1), (shape[2] // 2, shape[3] // 2), (1, 1), 1)
+    return x, weight, mask, ops.pack_mask(mask), geometry
+
+
+def _masked_conv(shape, size, batch, density):
+    x, weight, mask, words, geometry = _conv_inputs(shape, size, batch, density)
+    floats = mask.float()
+    return {
+        "dense": lambda: F.conv2d(x, weight, None, *geometry),
+        "float mask": lambda: F.conv2d(x, weight * floats, None, *geometry),
+        "ours": lambda: ops.masked_conv2d(x, weight, words, None, *geometry),
+    }
+
+
+def _ticket_conv(shape, size, batch, density):
+    x, weight, mask, words, geometry = _conv_inputs(shape, size, batch, density)
+    floats = mask.float()
+    return {
+        "dense": lambda: F.conv2d(x, weight, None, *geometry),
+        "float mask": lambda: F.conv2d(x, weight * floats, None, *geometry),
+        "ours": lambda: ops.ticket_conv2d(
+            x, words, None, _SEED, _LAYER, "signed_constant", _SIGMA, shape, *geometry
+        ),
+    }
+
+
+def _popup_conv(shape, size, batch, density):
+    x, _, _, _, geometry = _conv_inputs(shape, size, batch, density)
+    x.requires_grad_()
+    weight = ops.regenerate(_SEED, _LAYER, shape, "signed_constant", _SIGMA)
+    trained = weight.clone().requires_grad_()
+    scores = torch.randn(shape, requires_grad=True)
+    kept = int(density * scores.numel())
+    grad = torch.randn(batch, shape[0], size, size)
+
+    def step(y, leaf):
+        x.grad = leaf.grad = None
+        y.backward(grad)
+
+    def ours():
+        (words,), _ = ops.select_mask([scores.detach()], [kept])
+        recipe = ("abs", _SEED, _LAYER, _SIGMA)
+        step(ops.popup_conv2d(x, weight, scores, words, None, *recipe, *geometry), scores)
+
+    return {
+        "dense": lambda: step(F.conv2d(x, trained, None, *geometry), trained),
+        "sort + float mask": lambda: step(
+            F.conv2d(x, weight * _SortedMask.apply(scores.abs(), kept), None, *geometry), scores
+        ),
+        "ours": ours,
+    }
+
+
+def _search_step(model_name, in_shape, batch):
+    """A whole training step through the modules, exact top-k every step, SGD with momentum."""
+    torch.manual_seed(0)
+    dense = build_model(model_name, in_shape=in_shape, num_classes=10)
+    popup = build_model(model_name, in_shape=in_shape, num_classes=10)
+    st.sparsify_(popup, st.EdgePopup(density=0.5))
+    x, y = torch.randn(batch, *in_shape), torch.randint(0, 10, (batch,))
+
+    def trainer(model, update):
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+        def step():
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            update(model)
+
+        return step
+
+    return {"dense": trainer(dense, lambda m: None), "ours": trainer(popup, st.update_masks)}
+
+
+_SQUARE, _FC = (2048, 2048), (512, 4608)
+_N = 2048 * 2048
+_BITS = _N // 8  # bytes of one mask
+_CONVS = (((64, 64, 3, 3), 56), ((256, 256, 3, 3), 14), ((512, 512, 3, 3), 7))
+
+
+def _conv_name(shape, size):
+    return f"{shape[2]}x{shape[3]} {shape[1]}->{shape[0]} at {size}^2"
+
+
+CASES: dict[str, list[Case]] = {
+    "select_mask": [
+        Case("2048x2048 keep .5", lambda: _select(*_SQUARE, 0.5), 4 * _N + _N // 8),
+        Case("2048x2048 keep .05", lambda: _select(*_SQUARE, 0.05), 4 * _N + _N // 8),
+        Case("ResNet-50 54 layers keep .3", lambda: _select_resnet50("layer"), 25502912 * 33 // 8),
+        Case("ResNet-50 global keep .3", lambda: _select_resnet50("global"), 25502912 * 33 // 8),
+    ],
+    "pack_mask": [Case("2048x2048", lambda: _pack(_SQUARE), _N + _N // 8)],
+    "unpack_mask": [Case("2048x2048", lambda: _unpack(_SQUARE), _N + _N // 8)],
+    "mask_ops": [
+        Case("and 2048x2048", lambda: _mask_ops(_SQUARE, "and"), 3 * _N // 8),
+        Case("hamming 2048x2048", lambda: _mask_ops(_SQUARE, "hamming"), 2 * _N // 8),
+    ],
+    "apply_mask": [
+        Case("2048x2048 fp32", lambda: _apply(_SQUARE), 8 * _N + _N // 8),
+        Case("512x512x3x3 fp32", lambda: _apply((512, 512, 3, 3)), 2359296 * 65 // 8),
+    ],
+    "rice_encode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, False), _N // 8)],
+    "rice_decode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, True), _N // 8)],
+    "regenerate": [
+        Case("signed_constant 2048^2", lambda: _regenerate(_SQUARE, "signed_constant"), 4 * _N),
+        Case(
+            "signed_constant 2048^2 masked",
+            lambda: _regenerate(_SQUARE, "signed_constant", True),
+            4 * _N + _N // 8,
+        ),
+        Case("uniform 2048^2", lambda: _regenerate(_SQUARE, "uniform"), 4 * _N),
+        Case("normal 2048^2", lambda: _regenerate(_SQUARE, "normal"), 4 * _N),
+    ],
+    "sign_words": [Case("2048x2048", lambda: _signs(_SQUARE), _N // 8)],
+    "masked_linear": [
+        Case(f"2048x2048 batch {b} keep .1", lambda b=b: _masked_linear(_SQUARE, b, 0.1), 4 * _N)
+        for b in (1, 4, 16, 128)
+    ],
+    "ticket_linear": [
+        *(
+            Case(f"2048x2048 batch {b} keep .1", lambda b=b: _ticket_linear(_SQUARE, b, 0.1), _BITS)
+            for b in (1, 4, 16, 128)
+        ),
+        Case(
+            "2048x2048 batch 1 keep .1, stored signs",
+            lambda: _ticket_linear(_SQUARE, 1, 0.1, signs=True),
+            _N // 4,
+        ),
+        Case(
+            "2048x2048 batch 1 keep .1 bf16",
+            lambda: _ticket_linear(_SQUARE, 1, 0.1, torch.bfloat16),
+            _N // 8,
+        ),
+    ],
+    "popup_linear": [
+        Case("step 2048x2048 batch 128 keep .5", lambda: _popup_linear(_SQUARE, 128, 0.5), 16 * _N),
+        Case(
+            "step 512x4608 batch 128 keep .3", lambda: _popup_linear(_FC, 128, 0.3), 16 * 512 * 4608
+        ),
+        Case(
+            "LeNet-300-100 whole step batch 128",
+            lambda: _search_step("lenet300", (1, 28, 28), 128),
+            16 * 266200,
+        ),
+    ],
+    "masked_conv2d": [
+        Case(
+            f"{_conv_name(shape, size)} batch {b} keep .05",
+            lambda shape=shape, size=size, b=b: _masked_conv(shape, size, b, 0.05),
+            4 * math.prod(shape),
+        )
+        for shape, size in _CONVS
+        for b in (1, 16)
+    ],
+    "ticket_conv2d": [
+        Case(
+            f"{_conv_name(shape, size)} batch 1 keep .05",
+            lambda shape=shape, size=size: _ticket_conv(shape, size, 1, 0.05),
+            math.prod(shape) // 8,
+        )
+        for shape, size in _CONVS
+    ],
+    "popup_conv2d": [
+        Case(
+            f"step {_conv_name(*_CONVS[1])} batch 32 keep .5",
+            lambda: _popup_conv(*_CONVS[1], 32, 0.5),
+            16 * math.prod(_CONVS[1][0]),
+        ),
+        Case(
+            "Conv-4 whole step batch 32",
+            lambda: _search_step("conv4", (3, 32, 32), 32),
+            16 * 2425024,
+        ),
+    ],
+}
+
+SWEEPS: list[Sweep] = [
+    *(
+        Sweep(f"{op} 2048x2048 batch {b} {name}", lambda d, f=f, b=b, t=t: f(_SQUARE, b, d, t))
+        for op, f in (("masked_linear", _masked_linear), ("ticket_linear", _ticket_linear))
+        for name, t in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for b in (1, 4, 8, 12, 16, 128)
+    ),
+    *(
+        Sweep(
+            f"{op} {_conv_name(shape, size)} batch {b}",
+            lambda d, f=f, shape=shape, size=size, b=b: f(shape, size, b, d),
+        )
+        for op, f in (("masked_conv2d", _masked_conv), ("ticket_conv2d", _ticket_conv))
+        for shape, size in _CONVS
+        for b in (1, 8)
+    ),
+]

@@ -1,0 +1,53 @@
+"""Resident bytes of weights, counted from the tensors a model really holds."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+
+import sparseticket as st
+from sparseticket.train.models import build_model
+
+__all__ = ["MemoryRow", "memory_rows"]
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    model: str
+    form: str
+    weight_bytes: int
+    fp32_over: float  # dense fp32 bytes / these bytes
+
+
+def _bytes(tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _weight_tensors(model: torch.nn.Module):
+    """Every tensor of the converted layers that stands for weights."""
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    for module in model.modules():
+        if isinstance(module, layers):
+            yield from (p for n, p in module.named_parameters(recurse=False) if n != "bias")
+            yield from module.buffers(recurse=False)
+
+
+def memory_rows() -> list[MemoryRow]:
+    rows = []
+    for name, in_shape, classes in (("conv4", (3, 32, 32), 10), ("resnet50", (3, 224, 224), 1000)):
+        model = build_model(name, in_shape=in_shape, num_classes=classes)
+        dense = _bytes(_weight_tensors(model))
+        st.sparsify_(model, st.EdgePopup(density=0.3))
+        scored = _bytes(_weight_tensors(model))
+        ticket = copy.deepcopy(model)
+        st.to_form_(ticket, "ticket")
+        for form, size in (
+            ("dense fp32", dense),
+            ("dense bf16", dense // 2),
+            ("scored (search)", scored),
+            ("ticket", _bytes(_weight_tensors(ticket))),
+        ):
+            rows.append(MemoryRow(name, form, size, round(dense / size, 2)))
+    return rows

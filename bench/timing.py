@@ -1,0 +1,78 @@
+"""Interleaved timing on a shared machine, and what the machine itself can do.
+
+One thread: CPU time of this thread, which pre-emption does not touch. More threads: wall time of
+samples without an involuntary context switch. Contenders take turns, so that drift hits all alike.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = ["Quantiles", "copy_bandwidth", "interleaved"]
+
+_SAMPLE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Seconds per call."""
+
+    p20: float
+    p50: float
+    p80: float
+    samples: int
+
+
+def interleaved(
+    contenders: dict[str, Callable[[], object]], threads: int, budget: float
+) -> dict[str, Quantiles]:
+    """Quantiles of every contender; ``budget``: seconds for all of them together."""
+    loops = {name: _loops(call) for name, call in contenders.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    kept: dict[str, list[float]] = {name: [] for name in contenders}
+    deadline = time.perf_counter() + budget
+    while time.perf_counter() < deadline or min(map(len, samples.values())) < 5:
+        for name, call in contenders.items():
+            seconds, clean = _sample(call, loops[name], threads)
+            samples[name].append(seconds)
+            if clean:
+                kept[name].append(seconds)
+    return {name: _quantiles(kept[name] or samples[name]) for name in contenders}
+
+
+def _loops(call: Callable[[], object]) -> int:
+    call()
+    start = time.perf_counter()
+    call()
+    once = max(time.perf_counter() - start, 1e-7)
+    return max(1, int(_SAMPLE_SECONDS / once))
+
+
+def _sample(call: Callable[[], object], loops: int, threads: int) -> tuple[float, bool]:
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    start = clock()
+    for _ in range(loops):
+        call()
+    seconds = (clock() - start) / loops
+    preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw != switches
+    return seconds, threads == 1 or not preempted
+
+
+def _quantiles(samples: list[float]) -> Quantiles:
+    p20, p50, p80 = np.quantile(samples, [0.2, 0.5, 0.8])
+    return Quantiles(float(p20), float(p50), float(p80), len(samples))
+
+
+def copy_bandwidth(threads: int) -> float:
+    """Bytes a second, read plus written, of a 128 MiB torch copy: what rows are held against."""
+    source = torch.ones(32 * 2**20)
+    target = torch.empty_like(source)
+    quantiles = interleaved({"copy": lambda: target.copy_(source)}, threads, budget=0.5)["copy"]
+    return 2 * source.numel() * 4 / quantiles.p20

@@ -1,0 +1,163 @@
+// Every kernel of the library: one list that declares it in each ISA namespace and in the table.
+//
+// The sources of this folder are compiled once per ISA level with ST_ISA = base, avx2 or avx512.
+// Kernels get raw pointers, int64 sizes and nthreads; scratch comes from the caller. "Rows" below
+// are canonical rows: K = taps * channels weights in channels-last order; taps > 1 says that the
+// dense side is in torch's contiguous order instead (element c * taps + s for k = s * channels +
+// c).
+#pragma once
+
+#include <cstdint>
+
+#define ST_RESTRICT __restrict__
+
+namespace st {
+
+enum class Dtype : int { f32 = 0, bf16 = 1 };
+enum class Dist : int { signed_constant = 0, uniform = 1, normal = 2 };
+enum class Logical : int { and_ = 0, or_ = 1, xor_ = 2, andnot = 3 };
+
+struct Layout {
+  int64_t rows, channels, taps;
+};
+
+// Anonymous, here and in the other headers: an inline function with external linkage would exist
+// once per program, compiled for whichever ISA level the linker met first.
+namespace {
+inline int64_t row_words(int64_t k) { return 2 * ((k + 63) / 64); }
+inline int64_t columns_of(const Layout& layout) { return layout.channels * layout.taps; }
+// The bits of word w of a row that are weights, not padding.
+inline uint32_t weight_bits(int64_t k, int64_t w) {
+  const int64_t left = k - 32 * w;
+  return left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+}
+// Threads worth waking for so many elements: a parallel region costs a few microseconds.
+inline int threads_for(int64_t elements, int nthreads) { return elements < 32768 ? 1 : nthreads; }
+inline int64_t row_words(const Layout& layout) { return row_words(columns_of(layout)); }
+}  // namespace
+
+// One score tensor in memory order. canonical: memory order is canonical order although taps > 1
+// (channels-last); ties are still ranked by torch's logical index. eligible: bytes in memory order,
+// or null for all.
+struct Scores {
+  const float* data;
+  const uint8_t* eligible;
+  const uint32_t* within;
+  uint32_t* words;
+  Layout layout;
+  bool canonical;
+};
+
+struct Selection {
+  uint32_t threshold;  // fp32 bits of the smallest kept key after the transform
+  bool nan;            // a NaN was seen: the masks mean nothing
+};
+
+struct SelectScratch {
+  uint32_t* samples;     // kSelectSamples
+  uint32_t* candidates;  // capacity entries, split evenly over the threads
+  int64_t capacity;
+  int64_t* counts;  // kSelectBins * nthreads
+};
+constexpr int64_t kSelectSamples = 16384;
+constexpr int64_t kSelectBins = 2048;
+
+struct Conv {
+  int64_t batch, channels, height, width;  // input
+  int64_t outputs, out_height, out_width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+};
+struct Tap {
+  int64_t offset;
+  float weight;
+};
+
+}  // namespace st
+
+// X(return type, name, arguments)
+#define ST_KERNELS(X)                                                                              \
+  X(void, pack_mask,                                                                               \
+    (const uint8_t* ST_RESTRICT mask, uint32_t* ST_RESTRICT words, Layout layout, int nthreads))   \
+  X(void, unpack_mask,                                                                             \
+    (const uint32_t* ST_RESTRICT words, uint8_t* ST_RESTRICT mask, Layout layout, int nthreads))   \
+  X(void, mask_logical,                                                                            \
+    (const uint32_t* ST_RESTRICT a, const uint32_t* ST_RESTRICT b, uint32_t* ST_RESTRICT out,      \
+     int64_t n, Logical op, int nthreads))                                                         \
+  X(int64_t, mask_count,                                                                           \
+    (const uint32_t* ST_RESTRICT a, const uint32_t* ST_RESTRICT b, int64_t n, bool hamming,        \
+     int nthreads))                                                                                \
+  X(void, apply_mask,                                                                              \
+    (const void* ST_RESTRICT dense, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT out,      \
+     int64_t item_bytes, Layout layout, int nthreads))                                             \
+  X(void, sign_words,                                                                              \
+    (uint32_t* ST_RESTRICT words, int64_t units, uint32_t key, uint32_t high, int nthreads))       \
+  X(void, regenerate,                                                                              \
+    (void* ST_RESTRICT out, Dtype dtype, const uint32_t* ST_RESTRICT words,                        \
+     const float* ST_RESTRICT table, Layout layout, Dist dist, float scale, uint32_t key,          \
+     uint32_t high, int nthreads))                                                                 \
+  X(Selection, select_mask,                                                                        \
+    (const Scores* ST_RESTRICT scores, int64_t count, int64_t eligible, int64_t kept, bool abs,    \
+     uint32_t hint, SelectScratch scratch, int nthreads))                                          \
+  X(int64_t, rice_encode,                                                                          \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int parameter,                    \
+     uint8_t* ST_RESTRICT payload))                                                                \
+  X(bool, rice_decode,                                                                             \
+    (const uint8_t* ST_RESTRICT payload, int64_t bytes, uint32_t* ST_RESTRICT words, int64_t rows, \
+     int64_t k, int64_t kept, int parameter))                                                      \
+  X(void, masked_linear,                                                                           \
+    (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
+     const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
+     int64_t k, int nthreads))                                                                     \
+  X(void, ticket_linear,                                                                           \
+    (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                 \
+     const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
+     Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma, uint32_t key,               \
+     uint32_t high, int nthreads))                                                                 \
+  X(void, masked_conv2d,                                                                           \
+    (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
+     const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
+     Conv conv, float* ST_RESTRICT planes, Tap* ST_RESTRICT taps, int nthreads))                   \
+  X(void, ticket_conv2d,                                                                           \
+    (const float* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                \
+     const uint32_t* ST_RESTRICT signs, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
+     Conv conv, float sigma, uint32_t key, uint32_t high, float* ST_RESTRICT planes,               \
+     Tap* ST_RESTRICT taps, int nthreads))
+
+namespace st {
+
+struct Kernels {
+#define ST_POINTER(ret, name, args) ret(*name) args;
+  ST_KERNELS(ST_POINTER)
+#undef ST_POINTER
+};
+
+#ifdef ST_ISA
+namespace ST_ISA {
+#define ST_DECLARE(ret, name, args) ret name args;
+ST_KERNELS(ST_DECLARE)
+#undef ST_DECLARE
+}  // namespace ST_ISA
+#endif
+
+namespace base {
+const Kernels& table();
+}
+#ifdef ST_X86
+namespace avx2 {
+const Kernels& table();
+}
+namespace avx512 {
+const Kernels& table();
+}
+#endif
+
+namespace {
+// Floats of `planes` that the direct convolutions need: zero-padded input planes plus slack for
+// whole-vector reads past the last pixel.
+inline int64_t conv_planes_floats(const Conv& c) {
+  const int64_t rows = c.height + 2 * c.pad_h, columns = c.width + 2 * c.pad_w;
+  return c.batch * c.channels * rows * columns + 16 * c.stride_w + 16;
+}
+}  // namespace
+
+}  // namespace st

@@ -1,0 +1,339 @@
+"""The command ``sparseticket``. Every flag is a field of a dataclass: its type, default and help.
+
+Settings are taken from the command line, then from ``--config FILE.yaml``, then from the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from . import __version__
+from .io import Ticket
+from .tickets import METHODS, get_method
+from .train.experiments import (
+    DemoOptions,
+    EvalOptions,
+    SearchOptions,
+    evaluate_ticket,
+    run_demo,
+    run_search,
+)
+from .train.loop import Recipe
+from .train.report import format_bytes, table
+
+__all__ = ["main"]
+
+_ERRORS = (ArithmeticError, ImportError, NotImplementedError, OSError, RuntimeError)
+_ERRORS += (TypeError, ValueError)
+_DESCRIPTION = """\
+Find, store and run strong lottery tickets: masks over random weights that are never trained and
+never stored. A ticket file holds a seed and about one bit per weight."""
+_SEARCH = """\
+Search a ticket. DIR receives ticket.safetensors, report.json, log.csv, log.jsonl, config.yaml and,
+with matplotlib, curve.png and masks.png. The same command after an interruption continues the run.
+The same seed, settings and thread count give the same ticket, byte for byte.
+
+  sparseticket search --out runs/a                                     digits, mlp, half the weights
+  sparseticket search --density 0.1 --scale density --out runs/b       a tenth, rescaled
+  sparseticket search --dataset cifar10 --model conv6 --data DATA --epochs 100 --out runs/c
+  sparseticket search --config runs/b/config.yaml --seed 1 --out runs/d"""
+_EVAL = """\
+Test accuracy of a ticket file. The model is built anew, its weights come from the file's seeds."""
+_DEMO = """\
+The whole story in about a minute: tickets at density 0.5 and 0.1 on scikit-learn's digits against a
+dense-trained and a random-mask control, then both tickets again in new processes, from seed and
+masks alone. Exit status 1 if those do not show exactly the same accuracy."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 1 for a failed demonstration, 2 for an error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = _parser(_chosen_method(arguments)).parse_args(arguments)
+        return options.run(options)
+    except _ERRORS as error:
+        if "--debug" in arguments:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"sparseticket: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sparseticket: interrupted; a search continues when it is run again", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse would print, so that every error looks the same."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def _parser(method: str) -> argparse.ArgumentParser:
+    """The parser; ``search`` takes the flags of ``method`` and of no other."""
+    parser = _Parser("sparseticket", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"sparseticket {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(
+        name: str,
+        positional: str,
+        run: Callable[[argparse.Namespace], int],
+        summary: str,
+        text: str = "",
+    ) -> argparse.ArgumentParser:
+        usage = f"sparseticket {name} {positional} [options]".replace("  ", " ")
+        sub = commands.add_parser(name, usage=usage, help=summary, description=text or summary)
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    sub = command("search", "--out DIR", _search, "search a ticket and report on it", _SEARCH)
+    sub.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    sub.set_defaults(of=method)
+    _add_fields(sub.add_argument_group("task"), SearchOptions)
+    _add_fields(sub.add_argument_group("training"), Recipe)
+    group = sub.add_argument_group(f"method {method}", inspect.cleandoc(get_method(method).__doc__))
+    _add_fields(group, get_method(method), without={"seed"})
+
+    sub = command("eval", "TICKET", _eval, "test accuracy of a ticket file", _EVAL)
+    sub.add_argument("ticket", type=Path, metavar="TICKET")
+    _add_fields(sub, EvalOptions)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("info", "FILE", _info, "layers and sizes of a ticket file, which is checked")
+    sub.add_argument("ticket", type=Path, metavar="FILE")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    command("methods", "", _methods, "list the search methods and their settings")
+    sub = command("demo", "", _demo, "search, compare, reload: the whole story", _DEMO)
+    _add_fields(sub, DemoOptions)
+    return parser
+
+
+def _chosen_method(arguments: Sequence[str]) -> str:
+    """The method that ``search`` will run, needed before its flags can be known."""
+    early = _Parser("sparseticket search", add_help=False)
+    early.add_argument("--method")
+    early.add_argument("--config", type=Path)
+    known, _ = early.parse_known_args(list(arguments))
+    method = known.method
+    if method is None and known.config is not None:
+        method = _read_yaml(known.config).get("method")
+    method = SearchOptions.method if method is None else method
+    get_method(method)  # an unknown name raises here, with the known ones
+    return method
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    options, recipe, config = _settings(arguments, SearchOptions, Recipe, get_method(arguments.of))
+    report, _ = run_search(options, recipe, config)
+    print(f"ticket         {options.out / 'ticket.safetensors'}")
+    print(f"test accuracy  {_percent(report['test_accuracy'])} ({report['dataset']})")
+    print(f"validation     {_percent(report['val_accuracy'])}")
+    print(f"kept           {_kept(report)}")
+    dense, size = report["dense_bytes"], report["ticket_bytes"]
+    print(f"size           {format_bytes(size)}, dense weights {format_bytes(dense)}")
+    print(f"seconds        {report['seconds']:.1f} with {report['threads']} threads")
+    _note(report["missing"])
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, EvalOptions)
+    result = evaluate_ticket(arguments.ticket, options)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    correct = round(result["test_accuracy"] * result["examples"])
+    print(
+        f"test accuracy {_percent(result['test_accuracy'])} ({correct:,} of "
+        f"{result['examples']:,}), {result['model']} on {result['dataset']}"
+    )
+    if result["dataset"] != result["trained_on"]:
+        _note([f"the ticket was found on {result['trained_on']}"])
+    return 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    info = Ticket.load(arguments.ticket).info()
+    if arguments.json:
+        print(json.dumps(info))
+        return 0
+    print(f"method {info['method']}, format {info['format_version']}, sha256 {info['sha256']}")
+    print(f"config {json.dumps(info['config'])}\n")
+    header = ("layer", "kind", "shape", "kept", "density", "weights", "sigma", "codec", "bytes")
+    rows = [
+        (
+            *(layer["name"], layer["kind"], "x".join(map(str, layer["shape"]))),
+            *(f"{layer['kept']:,}", f"{layer['kept'] / max(layer['weights'], 1):.4g}"),
+            *(layer["dist"], f"{layer['sigma']:.4g}", layer["codec"], f"{layer['coded_bytes']:,}"),
+        )
+        for layer in info["layers"]
+    ]
+    print(table(header, rows))
+    print(f"\nkept {_kept(info)}")
+    for part in ("raw", "coded", "normalisation", "not_weight_free"):
+        bits = info[f"{part}_bits"]
+        label = part.replace("_free", "-free").replace("_", " ")
+        print(f"{label + ' bits':<21}{bits:>15,}  {format_bytes((bits + 7) // 8):>8}")
+    print(f"{'file':<36}  {format_bytes(info['file_bytes']):>8}")
+    print(f"{'dense float32':<36}  {format_bytes(info['dense_bytes']):>8}")
+    if info["not_weight_free"]:
+        print(f"not weight-free: {', '.join(info['not_weight_free'])}")
+    return 0
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    for name, config in METHODS.items():
+        print(f"{name}: {_source(config)}")
+        for field in dataclasses.fields(config):
+            text = field.metadata.get("help", "")
+            print(f"  {_flag(field.name)} (default {field.default})  {text}".rstrip())
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, DemoOptions)
+    report = run_demo(options, say=lambda text: print(f"* {text}", file=sys.stderr))
+    dense = report["rows"][0]["bytes"]
+    header = ("what", "test accuracy", "reloaded", "kept weights", "bytes", "dense / this")
+    rows = [
+        (
+            *(row["what"], _percent(row["test_accuracy"])),
+            _percent(row["reloaded_accuracy"]) if "reloaded_accuracy" in row else "",
+            *(_kept(row), f"{row['bytes']:,}", f"{dense / row['bytes']:.1f}"),
+        )
+        for row in report["rows"]
+    ]
+    print(f"{report['model']} on {report['dataset']}, {report['epochs']} epochs\n")
+    print(table(header, rows))
+    print(f"\nreport, curves and masks: {options.out}")
+    _note(report["missing"])
+    if report["same"]:
+        print("both tickets, loaded in new processes from seed and masks: the same accuracy")
+        return 0
+    print("sparseticket: a reloaded ticket shows another accuracy", file=sys.stderr)
+    return 1
+
+
+def _settings(arguments: argparse.Namespace, *classes: type) -> list[Any]:
+    """One instance of each dataclass: flags over the YAML file over the defaults."""
+    hints = {
+        field.name: typing.get_type_hints(cls)[field.name]
+        for cls in classes
+        for field in dataclasses.fields(cls)
+    }
+    values = {}
+    path = getattr(arguments, "config", None)
+    for name, value in ({} if path is None else _read_yaml(path)).items():
+        if name not in hints:
+            known = ", ".join(sorted(hints))
+            raise ValueError(f"{path}: unknown setting {name!r}; known: {known}")
+        values[name] = _from_yaml(f"{path}: {name}", value, hints[name])
+    values |= {name: value for name, value in vars(arguments).items() if name in hints}
+    return [
+        cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+        for cls in classes
+    ]
+
+
+def _add_fields(parser: Any, cls: type, without: Collection[str] = ()) -> None:
+    """One flag for every field; only flags that are given appear among the parsed arguments."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in without:
+            continue
+        kind, choices, _ = _kind(hints[field.name])
+        text = field.metadata.get("help", "")
+        if field.default is not None and kind is not bool:
+            text += f" (default {field.default})"
+        common = {"dest": field.name, "default": argparse.SUPPRESS}
+        common["help"] = text.strip().replace("%", "%%")
+        if kind is bool:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(_flag(field.name), action=action, **common)
+        else:
+            metavar = None if choices else {Path: "PATH", str: "NAME"}.get(kind, "N")
+            common |= {"choices": choices, "metavar": metavar, "type": kind}
+            parser.add_argument(_flag(field.name), **common)
+
+
+def _kind(hint: Any) -> tuple[type, tuple[str, ...] | None, bool]:
+    """(type, choices, whether None is accepted) of a field's type hint."""
+    optional = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    if optional:
+        (hint,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is typing.Literal:
+        return str, typing.get_args(hint), optional
+    return hint, None, optional
+
+
+def _from_yaml(where: str, value: Any, hint: Any) -> Any:
+    kind, choices, optional = _kind(hint)
+    if value is None and optional:
+        return None
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and type(value) in (int, str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if type(value) is not kind or (choices and value not in choices):
+        need = ", ".join(choices) if choices else kind.__name__
+        raise ValueError(f"{where}: got {value!r}, need {need}")
+    return value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(content, dict | None):
+        raise ValueError(f"{path}: need a mapping of settings, got {type(content).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in (content or {}).items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _source(config: type) -> str:
+    """What a method is and where it comes from: the first paragraph of its file."""
+    text = inspect.cleandoc(sys.modules[config.__module__].__doc__ or "")
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def _percent(fraction: float | None) -> str:
+    return "none" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _kept(row: Mapping[str, Any]) -> str:
+    return f"{row['kept']:,} of {row['weights']:,}"
+
+
+def _note(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"sparseticket: note: {sentence}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

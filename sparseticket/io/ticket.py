@@ -1,0 +1,429 @@
+"""A ticket on disk: seeds and masks in one safetensors file that contains no weights.
+
+The file's only metadata entry is ``sparseticket``: JSON with sorted keys and no spaces. It holds no
+time, path, host or thread count, so the same model gives the same bytes. Stored tensors:
+
+- ``mask:<layer>``: the coded mask of a layer, uint8 (``io/codecs.py``);
+- the statistics of normalisation layers, under their state_dict names (``normalisation``);
+- ``not_weight_free``: whatever else a seed cannot give back, e.g. a dense layer or learned biases.
+
+Tensors that are all zeros or all ones, such as frozen biases and affine norms, are listed with that
+value (``constants``). ``sha256`` is the hash of the whole file with its own 64 digits set to "0";
+``masks_sha256`` is that of the decoded masks. Loading checks both; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .. import __version__
+from ..masks import PackedMask
+from ..nn import SparseConv2d, SparseLinear, SparseModule, WeightRecipe
+from ..nn._sparse import has_hooks
+from ..prng import GENERATOR_VERSION
+from .codecs import decode_mask, encode_mask
+
+__all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
+
+FORMAT_VERSION = 1
+_KEY = "sparseticket"
+_ZEROS = "0" * 64
+_SPARSE = {"linear": SparseLinear, "conv2d": SparseConv2d}
+_DENSE = {"linear": nn.Linear, "conv2d": nn.Conv2d}
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+_MALFORMED = (
+    *(SafetensorError, MemoryError, RuntimeError),
+    *(AttributeError, KeyError, TypeError, ValueError),
+)
+_GROUPS = ("normalisation", "not_weight_free")
+
+
+class TicketError(ValueError):
+    """The file is not a whole ticket of this format, or it does not fit the model."""
+
+
+class Ticket:
+    """A checked ticket file in memory. Make one with ``from_model`` or ``load``.
+
+    ``meta`` is the metadata, ``masks`` maps layer names to ``PackedMask``, ``tensors`` holds all
+    that the file stores, under the names listed above.
+    """
+
+    def __init__(self, raw: bytes) -> None:
+        """Parse and check the bytes of a ticket file."""
+        self.raw = raw
+        self.meta, self.tensors, self.masks = _parse(raw)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        *,
+        method: str | None = None,
+        config: Any = None,
+        extra: Mapping[str, Any] | None = None,
+        parent: Ticket | None = None,
+    ) -> Ticket:
+        """The ticket of a model whose sparse layers are in scored or ticket form.
+
+        ``config`` is a dataclass or a mapping, ``method`` defaults to its ``name``; ``extra`` is
+        kept as it is (the trainer describes model and data there). ``parent`` is the ticket that
+        this one was derived from; its ``sha256`` is recorded.
+        """
+        model = _unwrap(model, "Ticket.from_model")
+        layers, tensors, masks = {}, {}, {}
+        for name, module in model.named_modules():
+            if isinstance(module, SparseModule):
+                if not name:
+                    raise TicketError(
+                        "Ticket.from_model: model: is itself a sparse layer; wrap it in "
+                        "nn.Sequential, so that it has a name"
+                    )
+                masks[name] = _regenerable_mask(name, module)
+                layers[name], tensors[f"mask:{name}"] = _encode_layer(module, masks[name])
+        if not layers:
+            raise TicketError(
+                "Ticket.from_model: model: has no SparseLinear or SparseConv2d; convert it with "
+                "sparsify_(model, config) first"
+            )
+        groups, constants = _sort_tensors(model)
+        for group in groups.values():
+            tensors |= {name: t.detach().cpu().contiguous().clone() for name, t in group.items()}
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "generator_version": GENERATOR_VERSION,
+            "library_version": __version__,
+            "method": method or getattr(config, "name", None),
+            "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config,
+            "extra": extra,
+            "parent": parent.meta["sha256"] if parent else None,
+            "layers": layers,
+            "constants": constants,
+            "masks_sha256": _masks_sha256(masks),
+            "sha256": _ZEROS,
+        }
+        meta |= {name: sorted(group) for name, group in groups.items()}
+        return cls(_serialise(meta, tensors))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ticket:
+        """Read a ticket; TicketError if it is damaged, cut, newer than this library, or none."""
+        raw = Path(path).read_bytes()
+        try:
+            return cls(raw)
+        except TicketError as error:
+            raise TicketError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file under a temporary name and move it into place."""
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(self.raw)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def verify(self) -> None:
+        """Check the bytes again: both hashes, every count and every code. TicketError if wrong."""
+        _parse(self.raw)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Put the ticket into a freshly built ``model`` of the same architecture; returns it.
+
+        Its layers take ticket form, in place; biases, norms and statistics get the ticket's
+        values. If anything does not fit, TicketError names it and the model stays as it was.
+        """
+        target = _unwrap(model, "Ticket.apply")
+        modules = dict(target.named_modules(remove_duplicate=False))
+        for name, entry in self.meta["layers"].items():
+            _check_layer(name, entry, modules.get(name))
+        for name, module in modules.items():
+            if isinstance(module, SparseModule):
+                _check_fresh(name, module)
+        values = self._values_for(target)
+        replacements = {
+            id(modules[name]): self._ticket_form(name, modules[name])
+            for name in self.meta["layers"]
+        }
+        for name, module in modules.items():  # one module may stand under several names
+            if id(module) in replacements:
+                owner, _, child = name.rpartition(".")
+                setattr(modules[owner], child, replacements[id(module)])
+        tensors = target.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[name].copy_(value)
+                else:
+                    tensors[name].fill_(value).requires_grad_(False)
+        return model
+
+    def _ticket_form(self, name: str, module: nn.Module) -> nn.Module:
+        entry = self.meta["layers"][name]
+        if has_hooks(module):
+            raise TicketError(f"{name}: it carries hooks, which would be lost; remove them first")
+        try:
+            new = _SPARSE[entry["kind"]].from_dense(
+                module.to_dense() if isinstance(module, SparseModule) else module,
+                form="ticket",
+                mask=self.masks[name],
+                seed=entry["seed"],
+                layer=entry["layer"],
+                weights=entry["dist"],
+                keep_bias=entry["bias"] and f"{name}.bias" not in self.meta["constants"],
+            )
+        except (TypeError, ValueError) as error:
+            raise TicketError(f"{name}: {error}") from error
+        new.recipe = _recipe(entry)  # its sigma has the scale that the search used
+        return new
+
+    def _values_for(self, target: nn.Module) -> dict[str, Tensor | int]:
+        """New values of all tensors of ``target`` but its ticket layers' own."""
+        values = dict(self.meta["constants"])
+        values |= {name: self.tensors[name] for group in _GROUPS for name in self.meta[group]}
+        found = _other_tensors(target, [target.get_submodule(name) for name in self.meta["layers"]])
+        for name in sorted(found.keys() ^ values.keys()):
+            where = "in the model, not in the ticket" if name in found else "not in the model"
+            raise TicketError(
+                f"{name}: this tensor is {where}; build the model that the ticket was made from"
+            )
+        for name, value in values.items():
+            if is_lazy(found[name]) or found[name].is_meta:
+                raise TicketError(f"{name}: it has no storage yet; initialise the model first")
+            if isinstance(value, Tensor) and value.shape != found[name].shape:
+                raise TicketError(
+                    f"{name}: the model's shape is {tuple(found[name].shape)}, the ticket's "
+                    f"{tuple(value.shape)}"
+                )
+        return values
+
+    def info(self) -> dict[str, Any]:
+        """Contents and sizes as plain values; ``raw_bits``, ``coded_bits`` and
+        ``normalisation_bits`` are the three lines of a size report.
+
+        ``dense_bytes`` is the same model in float32: weights, statistics, and what is not
+        weight-free. Constant biases and affine norms count on neither side.
+        """
+        rows = [
+            {"name": name, "weights": math.prod(entry["shape"])}
+            | entry
+            | {"coded_bytes": self.tensors[f"mask:{name}"].nbytes}
+            for name, entry in self.meta["layers"].items()
+        ]
+        weights, kept = sum(row["weights"] for row in rows), sum(row["kept"] for row in rows)
+        norm, other = (sum(self.tensors[n].nbytes for n in self.meta[group]) for group in _GROUPS)
+        return self.meta | {
+            "weights": weights,
+            "kept": kept,
+            "density": kept / weights if weights else 0.0,
+            "raw_bits": weights,
+            "coded_bits": 8 * sum(row["coded_bytes"] for row in rows),
+            "normalisation_bits": 8 * norm,
+            "not_weight_free_bits": 8 * other,
+            "file_bytes": len(self.raw),
+            "dense_bytes": 4 * weights + norm + other,
+            "layers": rows,
+        }
+
+
+def _unwrap(model: nn.Module, where: str) -> nn.Module:
+    """The model inside torch.compile's, DataParallel's and DDP's wrappers."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{where}: model: got {type(model).__name__}, need an nn.Module")
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        model = model._orig_mod if hasattr(model, "_orig_mod") else model.module
+    return model
+
+
+def _signature(module: nn.Module) -> dict[str, Any]:
+    """What a layer and its entry must agree on."""
+    if isinstance(module, nn.Linear):
+        shape = [module.out_features, module.in_features]
+        return {"kind": "linear", "shape": shape, "bias": module.bias is not None}
+    values = {key: getattr(module, key) for key in _GEOMETRY}
+    geometry = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+    shape = [module.out_channels, module.in_channels // module.groups, *module.kernel_size]
+    return {"kind": "conv2d", "shape": shape, "bias": module.bias is not None, **geometry}
+
+
+def _regenerable_mask(name: str, module: nn.Module) -> PackedMask:
+    if module.form == "masked":
+        raise TicketError(
+            f"{name}: form 'masked' has weights of its own, a ticket stores none; "
+            "to_form('ticket') converts it if they are still those of its seed"
+        )
+    if module.mask_words.is_meta:
+        raise TicketError(f"{name}: it is on the meta device, where there is no mask to store")
+    _check_fresh(name, module)
+    try:
+        module._check_remakes("ticket")
+    except ValueError as error:
+        raise TicketError(f"{name}: {error}") from error
+    return module.mask
+
+
+def _check_fresh(name: str, module: SparseModule) -> None:
+    try:
+        module._check_fresh()
+    except RuntimeError as error:
+        raise TicketError(f"{name}: {error}") from error
+
+
+def _encode_layer(module: nn.Module, mask: PackedMask) -> tuple[dict[str, Any], Tensor]:
+    codec, parameter, payload = encode_mask(mask.words, mask.shape)
+    entry = {"kept": mask.kept, "codec": codec, "parameter": parameter}
+    return _signature(module) | dataclasses.asdict(module.recipe) | entry, payload
+
+
+def _sort_tensors(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
+    """({group: {name: tensor}}, {name: 0 or 1}) of all tensors but the sparse layers' own."""
+    sparse = [m for m in model.modules() if isinstance(m, SparseModule)]
+    statistics = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in _GROUPS}
+    constants = {}
+    for name, tensor in _other_tensors(model, sparse).items():
+        constant = next((v for v in (0, 1) if bool((tensor == v).all())), None)
+        if name in statistics:
+            groups["normalisation"][name] = tensor
+        elif constant is not None:
+            constants[name] = constant
+        else:
+            groups["not_weight_free"][name] = tensor
+    return groups, constants
+
+
+def _other_tensors(model: nn.Module, layers: list[nn.Module]) -> dict[str, Tensor]:
+    """The model's state_dict without what ``layers`` hold of it, except their biases."""
+    owned = {
+        f"{prefix}.{key}"
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if any(module is layer for layer in layers)
+        for key in ("weight", "scores", "mask_words", "seed")
+    }
+    state = model.state_dict(keep_vars=True)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TicketError(f"{name}: a ticket stores tensors, got {type(value).__name__}")
+    return {name: tensor for name, tensor in state.items() if name not in owned}
+
+
+def _masks_sha256(masks: Mapping[str, PackedMask]) -> str:
+    """Over each layer's name, shape and words, in the order of names."""
+    digest = hashlib.sha256()
+    for name, mask in sorted(masks.items()):
+        digest.update(json.dumps([name, list(mask.shape)]).encode())
+        digest.update(mask.words.cpu().numpy().astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _serialise(meta: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    try:
+        text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TicketError(f"config, extra: need plain JSON values: {error}") from error
+    raw = safetensors.save(tensors, {_KEY: text})
+    start = _digest_position(raw, _ZEROS)
+    return raw[:start] + _file_sha256(raw, start).encode() + raw[start + 64 :]
+
+
+def _digest_position(raw: bytes, digest: str) -> int:
+    """Where the file's own digest stands: after its key, inside a JSON string inside JSON."""
+    field = rf"\"sha256\":\"{digest}".encode()
+    if raw.count(field) != 1:
+        raise TicketError("the metadata does not have one sha256 entry")
+    return raw.index(field) + len(field) - 64
+
+
+def _file_sha256(raw: bytes, start: int) -> str:
+    digest = hashlib.sha256(raw[:start])
+    digest.update(_ZEROS.encode())
+    digest.update(raw[start + 64 :])
+    return digest.hexdigest()
+
+
+def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, PackedMask]]:
+    """(metadata, tensors, masks) of a ticket file; TicketError at the first fault."""
+    meta = _metadata(raw)
+    # versions first: a newer format may well define its digest differently
+    versions = {"format_version": FORMAT_VERSION, "generator_version": GENERATOR_VERSION}
+    for key, known in versions.items():
+        if meta.get(key) != known:
+            raise TicketError(
+                f"{key}: got {meta.get(key)!r}, this sparseticket {__version__} reads {known}; a "
+                "newer version of the library may read the file"
+            )
+    start = _digest_position(raw, str(meta.get("sha256")))
+    if _file_sha256(raw, start) != meta["sha256"]:
+        raise TicketError("sha256 mismatch: the file is damaged; copy or fetch it again")
+    try:
+        tensors = safetensors.load(raw)
+        masks = {name: _decode_layer(name, e, tensors) for name, e in meta["layers"].items()}
+        named = {f"mask:{name}" for name in masks}.union(*(meta[group] for group in _GROUPS))
+        if tensors.keys() != named:
+            raise ValueError(f"tensors: {sorted(tensors.keys() ^ named)} do not match the metadata")
+    except _MALFORMED as error:
+        raise TicketError(f"not a valid ticket: {error!r}") from error
+    if _masks_sha256(masks) != meta.get("masks_sha256"):
+        raise TicketError("masks_sha256 mismatch: the decoded masks are not those that were saved")
+    return meta, tensors, masks
+
+
+def _metadata(raw: bytes) -> dict[str, Any]:
+    length = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or length > len(raw) - 8:
+        raise TicketError("not a ticket: not a safetensors file, or cut inside its header")
+    try:
+        metadata = json.loads(raw[8 : 8 + length]).get("__metadata__", {})
+        if metadata.keys() != {_KEY}:
+            raise TicketError("not a ticket: a safetensors file without sparseticket's metadata")
+        meta = json.loads(metadata[_KEY])
+    except (AttributeError, RecursionError, TypeError, UnicodeError, json.JSONDecodeError) as error:
+        raise TicketError(f"not a ticket: its header is damaged or foreign ({error})") from error
+    if not isinstance(meta, dict):
+        raise TicketError("not a ticket: its metadata is no JSON object")
+    return meta
+
+
+def _decode_layer(name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> PackedMask:
+    if entry["kind"] not in _SPARSE:
+        raise ValueError(f"{name}: kind: got {entry['kind']!r}, known: {', '.join(_SPARSE)}")
+    shape, kept = tuple(entry["shape"]), entry["kept"]
+    _recipe(entry)
+    payload = tensors[f"mask:{name}"]
+    return PackedMask(decode_mask(entry["codec"], entry["parameter"], payload, shape, kept), shape)
+
+
+def _recipe(entry: Mapping[str, Any]) -> WeightRecipe:
+    return WeightRecipe(*(entry[field.name] for field in dataclasses.fields(WeightRecipe)))
+
+
+def _check_layer(name: str, entry: Mapping[str, Any], module: nn.Module | None) -> None:
+    kind = entry["kind"]
+    if type(module) not in (_DENSE[kind], _SPARSE[kind]):
+        found = "no such module" if module is None else f"a {type(module).__name__}"
+        raise TicketError(f"{name}: the ticket has a {kind} layer, the model {found}")
+    for key, value in _signature(module).items():
+        if value != entry[key]:
+            raise TicketError(f"{name}: {key}: the ticket has {entry[key]}, the model {value}")

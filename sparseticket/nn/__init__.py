@@ -1,0 +1,23 @@
+"""Drop-in sparse modules and the conversion of whole models."""
+
+from ._sparse import Options, SparseModule, attach, update_masks
+from .conv2d import SparseConv2d
+from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
+from .linear import SparseLinear
+from .recipe import WeightRecipe
+
+__all__ = [
+    "Options",
+    "Report",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseModule",
+    "SparsityConfig",
+    "WeightRecipe",
+    "attach",
+    "densify_",
+    "explain",
+    "sparsify_",
+    "to_form_",
+    "update_masks",
+]

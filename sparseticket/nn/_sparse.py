@@ -1,0 +1,691 @@
+"""What every sparse module shares: options, forms, freshness of masks, state, conversion.
+
+A concrete module adds its torch base class, its ops and the shape of its call
+(:mod:`~sparseticket.nn.linear`, :mod:`~sparseticket.nn.conv2d`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from sparseticket import ops
+from sparseticket.formats import canonical_shape, check_density, kept_count
+from sparseticket.masks import (
+    PackedMask,
+    as_mask,
+    check_packed,
+    layer_number,
+    random_mask,
+    select_mask,
+)
+from sparseticket.prng import DISTRIBUTIONS
+
+from .recipe import WeightRecipe
+
+__all__ = [
+    "Options",
+    "SparseModule",
+    "attach",
+    "has_hooks",
+    "refusal",
+    "reselect",
+    "update_masks",
+]
+
+FORMS = ("masked", "scored", "ticket")
+_CHOICES = {
+    "form": FORMS,
+    "weights": (None, *DISTRIBUTIONS),
+    "scale": ("none", "density", "dynamic"),
+    "transform": ("abs", "identity"),
+    "scope": ("layer", "global"),
+    "score_init": ("uniform", "normal"),
+}
+_FORMS_OF = {  # options that say something about some forms only
+    "transform": ("scored",),
+    "scope": ("scored",),
+    "min_keep_per_layer": ("scored",),
+    "score_init": ("scored",),
+    "keep_bias": ("scored", "ticket"),
+    "codes": ("ticket",),
+}
+_FLAGS = ("keep_bias", "codes")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def update_masks(model: nn.Module) -> None:
+    """Select the masks of every scored module in ``model`` anew from its scores, in place.
+
+    Layer-wise scopes each on their own, all ``scope="global"`` modules together. With
+    ``scale="dynamic"`` weights follow their layer's density. ValueError for NaN scores (CPU) and
+    for global modules that disagree on density, transform or ``min_keep_per_layer``; then nothing
+    has changed.
+    """
+    reselect(m for m in model.modules() if isinstance(m, SparseModule) and m.form == "scored")
+
+
+@torch.no_grad()
+def reselect(modules: Iterable[SparseModule]) -> None:
+    """:func:`update_masks` of these scored modules."""
+    chosen: list[tuple[list[SparseModule], list[torch.Tensor]]] = []
+    for (scope, transform, min_keep, *_), group in _selection_groups(modules).items():
+        sizes = [m.scores.numel() for m in group]
+        if scope == "global":
+            kept = [kept_count(group[0].options.density, sum(sizes))]
+        else:
+            kept = [kept_count(m.options.density, n) for m, n in zip(group, sizes, strict=True)]
+        scores = [m.scores for m in group]
+        words, _ = ops.select_mask(scores, kept, None, None, scope, transform, min_keep)
+        chosen.append((group, words))
+    for group, words in chosen:
+        for module, new in zip(group, words, strict=True):
+            module._take_selection(new)
+
+
+def _selection_groups(modules: Iterable[SparseModule]) -> dict[tuple, list[SparseModule]]:
+    groups = defaultdict(list)
+    for m in modules:
+        o = m.options
+        apart = m.scores.device if o.scope == "layer" else o.density
+        groups[o.scope, o.transform, o.min_keep_per_layer, apart].append(m)
+    rules = [key[1:] for key in groups if key[0] == "global"]
+    if len(rules) > 1:
+        raise ValueError(
+            "update_masks: scope='global' modules are selected together and need one transform, "
+            f"min_keep_per_layer and density, got {rules}"
+        )
+    return groups
+
+
+def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
+    """Run :func:`update_masks` after every ``optimizer.step()``; returns the handle to undo it.
+
+    The surest way: a forward pass on stale masks raises, but it cannot see the steps of optimizers
+    with ``fused=True``, which write the scores without counting a new version of the tensor.
+    """
+    scores = {id(m.scores) for m in model.modules() if getattr(m, "form", None) == "scored"}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not scores & held:
+        raise ValueError(
+            "attach: optimizer: it holds no scores of this model; convert the model first, then "
+            "build the optimizer from its parameters that require gradients"
+        )
+    return optimizer.register_step_post_hook(lambda *_: update_masks(model))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any(value and name.endswith("_hooks") for name, value in vars(module).items())
+
+
+def refusal(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """Why ``module`` cannot become the sparse form of ``base``; None if it can."""
+    if isinstance(module, SparseModule):
+        return f"already sparse ({module.form})"
+    if type(module) is not base:
+        return f"{type(module).__name__} is not exactly nn.{base.__name__}"
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is computed by hooks (weight_norm, spectral_norm, prune)"
+    if has_hooks(module) or module._buffers or module._modules:
+        return "it carries hooks, buffers or children, which would be lost"
+    if module.weight.is_meta:
+        return "it is on the meta device; materialise it first"
+    if module.weight.dtype not in _DTYPES:
+        return f"its dtype {module.weight.dtype} is not supported"
+    return None
+
+
+@dataclass(frozen=True)
+class Options:
+    """Keyword arguments of every sparse module besides ``mask``, ``seed`` and ``layer``.
+
+    form: ``masked`` (trainable weights), ``scored`` (frozen random weights, trainable scores) or
+        ``ticket`` (seed and mask only, for inference).
+    density: kept fraction, in [0, 1].
+    weights: ``signed_constant``, ``uniform`` or ``normal``, drawn from the seed with the Kaiming
+        fan-in deviation; None is torch's own initialisation (``masked`` only, its default).
+    scale: divide that deviation by sqrt of ``density``, of the layer's own density (``dynamic``,
+        followed by update_masks), or by nothing (``none``).
+    scope, transform, min_keep_per_layer: how ``scored`` selects, see select_mask.
+    score_init: ``uniform`` in +-1/sqrt(fan_in), or ``normal`` with deviation sqrt(2/fan_in).
+    keep_bias: ``scored`` and ``ticket`` keep a bias (trainable in ``scored``) instead of zeros.
+    codes: ``ticket`` keeps its sign words: one more bit per weight, less work per call.
+    """
+
+    form: str = "masked"
+    density: float = 1.0
+    weights: str | None = None
+    scale: str = "none"
+    transform: str = "abs"
+    scope: str = "layer"
+    min_keep_per_layer: int = 0
+    score_init: str = "uniform"
+    keep_bias: bool = False
+    codes: bool = False
+
+    def __post_init__(self) -> None:
+        for name, accepted in _CHOICES.items():
+            if (value := getattr(self, name)) not in accepted:
+                listed = ", ".join(str(a) for a in accepted)
+                raise ValueError(f"{name}: got {value!r}, accepted: {listed}")
+        object.__setattr__(self, "density", check_density(self.density))
+        for name in _FLAGS:
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name}: got {value!r}, need True or False")
+        least = self.min_keep_per_layer
+        if isinstance(least, bool) or not isinstance(least, int):
+            raise TypeError(f"min_keep_per_layer: got {least!r}, need an integer")
+        for field in fields(self):
+            forms = _FORMS_OF.get(field.name, FORMS)
+            if self.form not in forms and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)!r} means nothing in form "
+                    f"{self.form!r}; it belongs to {' and '.join(forms)}"
+                )
+        if self.weights is None and self.form != "masked":
+            object.__setattr__(self, "weights", "signed_constant")
+        if self.weights is None and self.scale != "none":
+            raise ValueError(
+                f"scale={self.scale!r} needs weights drawn from the seed; also give weights="
+            )
+        if self.min_keep_per_layer < 0 or (self.min_keep_per_layer and self.scope != "global"):
+            raise ValueError(
+                f"min_keep_per_layer: got {self.min_keep_per_layer} with scope={self.scope!r}, "
+                "need 0, or with scope='global' a number >= 0"
+            )
+        if self.codes and self.weights != "signed_constant":
+            raise ValueError(f"codes=True needs signed_constant weights, not {self.weights}")
+
+
+def _options(where: str, given: dict[str, Any]) -> Options:
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{where}: got an unexpected keyword argument {name!r}; besides torch's own and "
+                f"mask, seed, layer it takes {', '.join(known)}"
+            )
+    return Options(**given)
+
+
+def _recipe(options: Options, seed: int, layer: int, mask: PackedMask) -> WeightRecipe:
+    recipe = WeightRecipe.kaiming(seed, layer, options.weights, canonical_shape(mask.shape)[1])
+    if options.scale == "none":
+        return recipe
+    return recipe.scaled(options.density if options.scale == "density" else mask.density)
+
+
+def _draw_scores(options, seed, layer, mask, like, device) -> torch.Tensor:
+    """Initial scores laid out as the weight ``like``, float32; lifted so that ``mask`` is selected.
+
+    ``mask=None`` leaves them as drawn.
+    """
+    fan_in = max(canonical_shape(like.shape)[1], 1)
+    sigma = math.sqrt((1 / 3 if options.score_init == "uniform" else 2) / fan_in)
+    recipe = WeightRecipe(seed, layer, options.score_init, sigma, sigma)
+    scores = ops.regenerate(*recipe.arguments(like.shape), stream="score", device=device)
+    if mask is not None and scores.numel():
+        lift = 1.01 * scores.abs().max()  # beyond every magnitude, so that no tie can cross
+        lift = lift * scores.sign() if options.transform == "abs" else 2 * lift
+        scores = torch.where(mask.to_dense().to(device), scores + lift, scores)
+    return _laid_out_like(like, scores)
+
+
+def _laid_out_like(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _parameter(values: torch.Tensor, requires_grad: bool) -> nn.Parameter:
+    return nn.Parameter(values.detach().clone(), requires_grad)
+
+
+class SparseModule(nn.Module):
+    """Mixin before nn.Linear or nn.Conv2d; see :class:`Options` for the keyword arguments.
+
+    state_dict keys: ``weight`` (not in ticket form), ``bias``, ``scores`` (scored), ``mask_words``
+    (int32, see PackedMask) and ``seed`` (see WeightRecipe.to_tensor; absent if the weights came
+    from no seed). A dense checkpoint loads strictly into ``masked`` and keeps the mask.
+    Saving raises RuntimeError while the mask is not yet that of the scores.
+
+    ``weight`` of a ticket is made anew, masked, at every access: a copy, writing to it changes
+    nothing.
+    """
+
+    _BASE: ClassVar[type[nn.Module]]
+    _OPS: ClassVar[dict[str, Callable]]
+    options: Options
+    recipe: WeightRecipe | None
+    weight_shape: tuple[int, ...]
+
+    # Construction -----------------------------------------------------------------------------
+
+    def _construct(
+        self,
+        make: Callable[..., nn.Module],
+        device: Any,
+        *,
+        mask: PackedMask | torch.Tensor | None = None,
+        density: float | None = None,
+        seed: int | None = None,
+        layer: str | int = "",
+        **options: Any,
+    ) -> None:
+        """The public constructor. ``make(device=...)`` builds the torch module to be like."""
+        options["density"] = 1.0 if density is None else density
+        options = _options(type(self).__name__, options)
+        device = torch.get_default_device() if device is None else torch.device(device)
+        own_init = options.form == "masked" or options.keep_bias
+        like = make(device=device if own_init else "meta")
+        if mask is not None:
+            mask, options = _given_mask(mask, density, options, like.weight.shape)
+        self._from_seed(like, options, seed, layer, mask, device)
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Module,
+        *,
+        mask: PackedMask | torch.Tensor | None = None,
+        density: float | None = None,
+        form: str = "masked",
+        seed: int | None = None,
+        layer: str | int = "",
+        **options: Any,
+    ) -> Self:
+        """A new sparse module like ``module``, on its device, in its dtype and training mode.
+
+        ``masked`` copies the weights and keeps ``mask``, or the largest magnitudes at ``density``,
+        or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and ``layer``, and a
+        zero bias unless ``keep_bias``. TypeError for anything but a plain ``nn.Linear`` /
+        ``nn.Conv2d``.
+        """
+        if reason := refusal(module, cls._BASE):
+            raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
+        options |= {"form": form, "density": 1.0 if density is None else density}
+        options = _options(f"{cls.__name__}.from_dense", options)
+        if form == "masked" and options.weights is not None:
+            raise ValueError(
+                f"{cls.__name__}.from_dense: weights={options.weights!r}: form='masked' keeps the "
+                "module's weights"
+            )
+        weight = module.weight.detach()
+        if mask is not None:
+            mask, options = _given_mask(mask, density, options, weight.shape)
+        elif form == "masked":
+            ranked = weight.float() if weight.dtype == torch.float64 else weight
+            mask = select_mask(ranked, density=options.density)
+        self = cls.__new__(cls)
+        self._from_seed(module, options, seed, layer, mask, weight.device)
+        return self
+
+    def _from_seed(self, like, options, seed, layer, mask, device) -> None:
+        """Draw from the seed what the form needs and ``like`` or ``mask`` do not give."""
+        shape, dtype = tuple(like.weight.shape), like.weight.dtype
+        if dtype not in _DTYPES:
+            accepted = ", ".join(map(str, _DTYPES))
+            raise TypeError(f"{type(self).__name__}: dtype: got {dtype}, accepted: {accepted}")
+        if seed is None:
+            unused = mask is not None and options.weights is None
+            seed = 0 if unused else int(torch.randint(2**63 - 1, (), device="cpu"))
+        layer, scores = layer_number(layer), None
+        if options.form == "scored":
+            scores = _draw_scores(options, seed, layer, mask, like.weight, device)
+            if mask is None:
+                mask = select_mask(scores, density=options.density, transform=options.transform)
+        elif mask is None:
+            mask = random_mask(seed, layer, shape, kept_count(options.density, math.prod(shape)))
+        recipe, weight, bias = None, None, like.bias
+        if options.weights is None:
+            weight = _parameter(like.weight, like.weight.requires_grad)
+        else:
+            recipe = _recipe(options, seed, layer, mask)
+            if options.form != "ticket":
+                drawn = _laid_out_like(like.weight, recipe.weight(shape, dtype, device))
+                weight = _parameter(drawn, options.form == "masked")
+        if bias is not None:
+            kept = options.form == "masked" or options.keep_bias
+            learned = kept and options.form != "ticket" and bias.requires_grad
+            bias = _parameter(bias if kept else torch.zeros_like(bias, device=device), learned)
+        self._assemble(like, options, recipe, mask.to(device), scores, weight, bias, dtype)
+
+    def _assemble(self, like, options, recipe, mask, scores, weight, bias, dtype) -> None:
+        """Set every attribute, parameter and buffer, on the device of ``mask``."""
+        nn.Module.__init__(self)
+        for name, value in vars(like).items():  # what the torch constructor sets, less tensors
+            vars(self).setdefault(name, value)
+        self.training = like.training
+        self.options, self.recipe, self.weight_shape = options, recipe, mask.shape
+        if options.form == "ticket":
+            # Carries dtype and device through to(); a ticket may own no other float tensor.
+            self.register_buffer("_like", mask.words.new_empty(0, dtype=dtype), persistent=False)
+        else:
+            self.register_parameter("weight", weight)
+        self.register_parameter("bias", bias)
+        if options.form == "scored":
+            self.scores = nn.Parameter(scores)
+        self.register_buffer("mask_words", mask.words.clone())
+        signs = self._signs() if options.codes else None
+        self.register_buffer("sign_words", signs, persistent=False)
+        self._set_fresh(True)
+
+    def _signs(self) -> torch.Tensor:
+        seed, layer, *_ = self.recipe.arguments()
+        return ops.sign_words(seed, layer, self.weight_shape, device=self._like.device)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise again: torch's own way, or weights, scores and selection from the seed."""
+        if self.recipe is None:
+            return super().reset_parameters()
+        if self.form != "ticket":
+            self.weight.copy_(self._full_weight())
+        if self.form == "scored":
+            self.scores.copy_(self._new_scores(self.options, None))
+            reselect([self])
+
+    def _new_scores(self, options: Options, mask: PackedMask | None) -> torch.Tensor:
+        seed, layer = self.recipe.seed, self.recipe.layer
+        return _draw_scores(options, seed, layer, mask, self.weight, self.mask_words.device)
+
+    # Call -------------------------------------------------------------------------------------
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_fresh()
+        return self._OPS[self.form](*self._arguments(x))
+
+    def _arguments(self, x: torch.Tensor) -> tuple:
+        """What this form's op is called with: ``x`` padded, floats cast under autocast."""
+        weight = None if self.form == "ticket" else self.weight
+        bias, words = self.bias, self.mask_words
+        x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+            x = x.to(dtype)
+            weight = None if weight is None else weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        elif x.dtype != self.dtype:
+            raise TypeError(
+                f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
+            )
+        if self.form == "masked":
+            return x, weight, words, bias, *geometry
+        if self.form == "scored":  # the weight is given, so the recipe's numbers go unread
+            return (
+                x,
+                weight,
+                self.scores,
+                words,
+                bias,
+                self.options.transform,
+                0,
+                0,
+                0.0,
+                *geometry,
+            )
+        shape = (self.weight_shape,) if geometry else ()
+        return x, words, bias, *self.recipe.arguments(), *shape, *geometry, self.sign_words
+
+    def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        """``x`` as the op wants it and the op's arguments after the tensors."""
+        raise NotImplementedError
+
+    def explain(self, x: torch.Tensor) -> ops.Choice:
+        """Which kernel would run ``forward(x)``, and why."""
+        _, _, name = self._OPS[self.form].name().partition("::")
+        return ops.explain_op(name.partition(".")[0], *self._arguments(x))
+
+    def example(self, batch: int) -> torch.Tensor:
+        """Uninitialised input of ``batch`` samples, the smallest this module takes."""
+        return torch.empty(
+            batch, *self._sample_shape(), dtype=self.dtype, device=self._anchor.device
+        )
+
+    def _sample_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    # Masks and weights ------------------------------------------------------------------------
+
+    @property
+    def form(self) -> str:
+        return self.options.form
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, also where a ticket only remakes them."""
+        return self._anchor.dtype
+
+    @property
+    def _anchor(self) -> torch.Tensor:
+        return self._like if self.form == "ticket" else self.weight
+
+    @property
+    def mask(self) -> PackedMask:
+        """A copy of the mask in use; RuntimeError if the scores changed since it was selected."""
+        self._check_fresh()
+        return PackedMask(self.mask_words.clone(), self.weight_shape)
+
+    @mask.setter
+    def mask(self, value: PackedMask | torch.Tensor) -> None:
+        if self.form != "masked":
+            raise ValueError(
+                f"{type(self).__name__}: mask: form {self.form!r} does not take a new mask; "
+                "use to_form('masked')"
+            )
+        mask = as_mask(value, self.weight_shape, f"{type(self).__name__}: mask")
+        self.mask_words.copy_(mask.words)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and "options" in vars(self) and self.form == "ticket":
+            return self._masked_weight()
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and "options" in vars(self) and self.form == "ticket":
+            raise AttributeError(
+                f"{type(self).__name__}: weight: a ticket has seed and mask only; use "
+                "to_form('masked') for a weight that can be set"
+            )
+        super().__setattr__(name, value)
+
+    def _full_weight(self) -> torch.Tensor:
+        return self.recipe.weight(self.weight_shape, self.dtype, self._anchor.device)
+
+    @torch.no_grad()
+    def _masked_weight(self) -> torch.Tensor:
+        full = self._full_weight() if self.form == "ticket" else self.weight
+        return ops.apply_mask(full, self.mask_words)
+
+    def _take_selection(self, words: torch.Tensor) -> None:
+        self.mask_words.copy_(words)
+        self._set_fresh(True)
+        if self.options.scale == "dynamic":
+            recipe = self.recipe.scaled(self.mask.density)
+            if recipe != self.recipe:
+                self.recipe = recipe
+                self.weight.copy_(self._full_weight())
+
+    def _is_fresh(self) -> bool:
+        if self.form != "scored" or self.scores.is_inference():
+            return True
+        return self._selected_at == self.scores._version
+
+    def _set_fresh(self, fresh: bool) -> None:
+        if self.form == "scored":
+            self._selected_at = _version(self.scores) if fresh else None
+
+    def _check_fresh(self) -> None:
+        if not torch.compiler.is_compiling() and not self._is_fresh():
+            raise RuntimeError(
+                f"{type(self).__name__}: the scores changed after the mask was selected; call "
+                "st.update_masks(model) after optimizer.step(), or st.attach(model, optimizer) once"
+            )
+
+    # Copies, moves and state ------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensor versions do not survive a copy: a flag travels in place of the number.
+        return {**super().__getstate__(), "_selected_at": self._is_fresh()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._set_fresh(self._selected_at)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        scores, fresh = self._parameters.get("scores"), self._is_fresh()
+
+        def keep_dtype(t: torch.Tensor) -> torch.Tensor:
+            moved = fn(t)
+            ranked = scores is not None and (t is scores or t is scores.grad)
+            if moved.dtype == t.dtype or (t.is_floating_point() and not ranked):
+                return moved
+            return torch.empty_like(moved, dtype=t.dtype).copy_(t)
+
+        super()._apply(keep_dtype, recurse)
+        self._set_fresh(fresh)
+        return self
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
+        self._check_fresh()  # a mask that is not the scores' would count as theirs once loaded
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.recipe is not None:
+            destination[prefix + "seed"] = self.recipe.to_tensor()
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        problems = [f"{prefix}{text}" for text in self._load_problems(state_dict, prefix)]
+        if problems:
+            error_msgs.extend(problems)
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        seed, words = prefix + "seed", prefix + "mask_words"
+        if seed in state_dict:
+            self.recipe = WeightRecipe.from_tensor(state_dict[seed])
+            if self.sign_words is not None:
+                self.sign_words.copy_(self._signs())
+        if seed in unexpected_keys:
+            unexpected_keys.remove(seed)
+        if self.form == "masked":
+            if words in missing_keys:
+                missing_keys.remove(words)
+        elif strict and seed not in state_dict:
+            missing_keys.append(seed)
+        came = {key in state_dict for key in (prefix + "scores", words)}
+        if True in came:
+            self._set_fresh(False not in came)
+
+    def _load_problems(self, state_dict, prefix) -> Iterator[str]:
+        weight, seed, words, scores = (
+            state_dict.get(prefix + name) for name in ("weight", "seed", "mask_words", "scores")
+        )
+        try:
+            recipe = None if seed is None else WeightRecipe.from_tensor(seed)
+        except ValueError as error:
+            yield f"seed: {error}"
+        else:
+            if self.options.codes and recipe and recipe.dist != "signed_constant":
+                yield f"seed: a ticket with codes=True takes no {recipe.dist} weights"
+        if words is not None:
+            try:
+                check_packed(words, self.weight_shape, "mask_words")
+            except ValueError as error:
+                yield str(error)
+        if self.form != "scored":
+            return
+        if (weight is None) != (seed is None):
+            yield "weight, seed: frozen weights load with their seed only, give both"
+        if scores is not None and scores.dtype != torch.float32:
+            yield f"scores: got {scores.dtype}, need torch.float32, in which they are ranked"
+
+    def extra_repr(self) -> str:
+        text = f"{super().extra_repr()}, form={self.form}"
+        if self.mask_words.is_meta:
+            return text
+        mask = PackedMask(self.mask_words, self.weight_shape)
+        return f"{text}, kept={mask.kept}/{mask.numel}"
+
+    # Conversion -------------------------------------------------------------------------------
+
+    def to_dense(self) -> nn.Module:
+        """A plain ``nn.Linear`` / ``nn.Conv2d`` with the masked weight and the bias, trainable."""
+        self._check_fresh()
+        dense = self._plain()
+        dense.weight = nn.Parameter(self._masked_weight())
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.detach().clone())
+        return dense.train(self.training)
+
+    def _plain(self) -> nn.Module:
+        """The torch module of the same call, on the meta device, without bias."""
+        raise NotImplementedError
+
+    def to_form(self, form: str, **options: Any) -> Self:
+        """A new module in ``form`` with the same mask and bit-equal weights where it keeps them.
+
+        ``options`` are those that only ``form`` has (``transform``, ``scope``, ``codes``, ...). To
+        ``scored``, scores are drawn from the seed and lifted where the mask keeps. ValueError if
+        ``ticket`` or ``scored`` cannot remake the weights from their seed.
+        """
+        self._check_fresh()
+        if form == self.form and not options:
+            return copy.deepcopy(self)
+        if form != "masked":
+            self._check_remakes(form)
+        mask, recipe = self.mask, self.recipe
+        if recipe is not None:
+            options = {"weights": recipe.dist, "scale": self.options.scale} | options
+        if form != "masked" and self.bias is not None:
+            options["keep_bias"] = self.options.keep_bias or bool(self.bias.any())
+        options |= {"form": form, "density": mask.density}
+        options = _options(f"{type(self).__name__}.to_form", options)
+        scores = self._new_scores(options, mask) if form == "scored" else None
+        weight, bias = None, self.bias
+        if form != "ticket":
+            full = self._full_weight() if self.form == "ticket" else self.weight
+            weight = _parameter(full, form == "masked")
+        if bias is not None:
+            bias = _parameter(bias, form == "masked" or (form == "scored" and options.keep_bias))
+        new = type(self).__new__(type(self))
+        new._assemble(self, options, recipe, mask, scores, weight, bias, self.dtype)
+        return new
+
+    def _check_remakes(self, form: str) -> None:
+        """ValueError unless the recipe gives this module's kept weights bit for bit."""
+        if self.form == "ticket":
+            return
+        name = type(self).__name__
+        if self.recipe is None:
+            raise ValueError(
+                f"{name}: form {form!r} needs weights drawn from a seed; these came from torch's "
+                "initialisation or from a dense module"
+            )
+        remade = ops.apply_mask(self._full_weight(), self.mask_words)
+        if not torch.equal(self._masked_weight(), remade):
+            raise ValueError(
+                f"{name}: form {form!r} needs the kept weights of seed {self.recipe.seed} "
+                "unchanged; these were trained or rounded"
+            )
+
+
+def _given_mask(mask, density, options, shape) -> tuple[PackedMask, Options]:
+    """The user's mask, checked against ``density`` if that was given too, and its options."""
+    mask = as_mask(mask, shape, "mask")
+    if density is not None and kept_count(density, mask.numel) != mask.kept:
+        raise ValueError(
+            f"density: got {density} with a mask of density {mask.density:.6g}; give one of them"
+        )
+    return mask, replace(options, density=mask.density)
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version

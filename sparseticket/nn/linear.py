@@ -1,0 +1,60 @@
+"""``nn.Linear`` under a mask."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from sparseticket import ops
+
+from ._sparse import SparseModule
+
+__all__ = ["SparseLinear"]
+
+
+class SparseLinear(SparseModule, nn.Linear):
+    """``nn.Linear`` under a mask: trainable weights, frozen random weights, or no weights at all.
+
+    torch's constructor, then keyword-only ``mask`` (PackedMask or bool tensor ``[O, K]``; default:
+    random from the seed at ``density``, in ``scored`` form the best initial scores), ``seed`` (in
+    [0, 2**63); None draws one from torch's generator), ``layer`` (module name or id for the random
+    streams) and the fields of :class:`~sparseticket.nn.Options`.
+
+    Input ``[*, K]``, output ``[*, O]``, in the dtype of the weights (autocast's under autocast).
+    """
+
+    _BASE = nn.Linear
+    _OPS: ClassVar = {
+        "masked": ops.masked_linear,
+        "scored": ops.popup_linear,
+        "ticket": ops.ticket_linear,
+    }
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        **ours: Any,
+    ) -> None:
+        make = partial(nn.Linear, in_features, out_features, bias, dtype=dtype)
+        self._construct(make, device, **ours)
+
+    def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        if x.shape[-1:] != (self.in_features,):  # a ticket's words are the same for other widths
+            raise ValueError(
+                f"SparseLinear: x: got shape {tuple(x.shape)}, need last dimension "
+                f"{self.in_features}"
+            )
+        return x, ()
+
+    def _sample_shape(self) -> tuple[int]:
+        return (self.in_features,)
+
+    def _plain(self) -> nn.Linear:
+        return nn.Linear(self.in_features, self.out_features, bias=False, device="meta")

@@ -1,0 +1,39 @@
+"""Every op of the library, registered with torch under ``torch.ops.sparseticket``."""
+
+from ._dispatch import Choice, explain_op, signed64
+from .apply_mask import apply_mask
+from .mask_ops import mask_ops
+from .masked_conv2d import masked_conv2d
+from .masked_linear import masked_linear
+from .pack_mask import pack_mask
+from .popup_conv2d import popup_conv2d
+from .popup_linear import popup_linear
+from .regenerate import regenerate
+from .rice_decode import rice_decode
+from .rice_encode import rice_encode
+from .select_mask import select_mask
+from .sign_words import sign_words
+from .ticket_conv2d import ticket_conv2d
+from .ticket_linear import ticket_linear
+from .unpack_mask import unpack_mask
+
+__all__ = [
+    "Choice",
+    "apply_mask",
+    "explain_op",
+    "mask_ops",
+    "masked_conv2d",
+    "masked_linear",
+    "pack_mask",
+    "popup_conv2d",
+    "popup_linear",
+    "regenerate",
+    "rice_decode",
+    "rice_encode",
+    "select_mask",
+    "sign_words",
+    "signed64",
+    "ticket_conv2d",
+    "ticket_linear",
+    "unpack_mask",
+]

@@ -1,0 +1,205 @@
+"""The one door to torch.library, the compiled module and the reference fall-back.
+
+Every op file calls :func:`define` once. CPU implementations get nthreads from
+:func:`nthreads` and hand tensors to ``_C`` as DLPack capsules (:func:`cap`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.utils._pytree import tree_leaves
+from torch.utils.dlpack import to_dlpack
+
+from sparseticket import _C
+
+__all__ = [
+    "Choice",
+    "C",
+    "LIB",
+    "autocast_off",
+    "cap",
+    "caps",
+    "check_padding",
+    "check_words",
+    "define",
+    "explain_op",
+    "nthreads",
+    "signed64",
+]
+
+C = _C
+LIB = torch.library.Library("sparseticket", "DEF")
+_LOG = logging.getLogger("sparseticket")
+_OPS: set[str] = set()
+_CHOOSERS: dict[str, Callable[..., Choice]] = {}
+cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernel runs an op and why; ``str()`` is one line for people."""
+
+    op: str
+    kernel: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op}: {self.kernel} ({self.reason})"
+
+
+def caps(tensors: Iterable[torch.Tensor]) -> list:
+    return [cap(t) for t in tensors]
+
+
+def nthreads() -> int:
+    return torch.get_num_threads()
+
+
+def signed64(layer: int) -> int:
+    """A 64-bit layer id as the int64 that op schemas carry."""
+    return layer - 2**64 if layer >= 2**63 else layer
+
+
+@contextlib.contextmanager
+def autocast_off(device_type: str):
+    """Op bodies compute in the dtypes they were given; modules do the autocasting."""
+    if not torch.is_autocast_enabled(device_type):
+        yield
+        return
+    with torch.autocast(device_type, enabled=False):
+        yield
+
+
+def check_words(op: str, words: torch.Tensor, rows: int, k: int, name: str = "words") -> None:
+    expected = (rows, 2 * ((k + 63) // 64))
+    if words.dtype != torch.int32 or tuple(words.shape) != expected:
+        raise ValueError(
+            f"{op}: {name}: got {words.dtype} {tuple(words.shape)}, need int32 {expected}, the "
+            f"packed mask of a weight whose canonical form is [{rows}, {k}]"
+        )
+
+
+def check_padding(op: str, words: torch.Tensor, k: int, name: str) -> None:
+    """ValueError if bits past the ``k`` columns are set: where a count of bits must be a count of
+    weights. Kernels themselves never read them."""
+    tail = k % 64
+    if not tail or not words.numel():
+        return
+    place = torch.arange(32, device=words.device)
+    padding = torch.cat([place, place + 32]).view(2, 32) >= tail
+    if bool(((words[:, -2:, None] >> place) & 1)[:, padding].any()):
+        raise ValueError(f"{op}: {name}: bits past the weight's {k} columns are set")
+
+
+def define(
+    schema: str,
+    *,
+    cpu: Callable,
+    reference: Callable,
+    meta: Callable,
+    backward: Callable | None = None,
+    setup_context: Callable | None = None,
+    choose: Callable[..., Choice] | None = None,
+    factory: bool = False,
+) -> Callable:
+    """Register one op: schema, CPU and reference (any other device) bodies, Meta, autograd.
+
+    A ``factory`` op has no tensor argument that must be there; its body looks at ``device``.
+    Returns the op as a plain callable.
+    """
+    name = schema.split("(")[0]
+    LIB.define(schema)
+    _OPS.add(name)
+    fallback = _checked_reference(reference, meta)
+    if factory:
+        LIB.impl(name, _by_device(cpu, fallback, meta), "CompositeExplicitAutograd")
+    else:
+        LIB.impl(name, _without_autocast(cpu, "cpu"), "CPU")
+        LIB.impl(name, _without_autocast(fallback, "cuda"), "CUDA")
+    torch.library.register_fake(f"sparseticket::{name}", meta, lib=LIB)
+    op = getattr(torch.ops.sparseticket, name).default
+    if backward is not None:
+        torch.library.register_autograd(
+            f"sparseticket::{name}",
+            _with_all_needs(backward, len(op._schema.arguments)),
+            setup_context=setup_context,
+            lib=LIB,
+        )
+    if choose is not None:
+        _CHOOSERS[name] = choose
+    return op
+
+
+def _with_all_needs(backward: Callable, count: int) -> Callable:
+    """``backward`` with one ``needs_input_grad`` an argument: the dispatcher drops trailing
+    arguments that equal their defaults, and their entries with them."""
+
+    @functools.wraps(backward)
+    def run(ctx, *grads):
+        needs = ctx.needs_input_grad  # restored by torch after the call
+        ctx.needs_input_grad = (*needs, *[False] * (count - len(needs)))
+        return backward(ctx, *grads)
+
+    return run
+
+
+def _without_autocast(body: Callable, device_type: str) -> Callable:
+    @functools.wraps(body)
+    def run(*args, **kwargs):
+        if not torch.is_autocast_enabled(device_type):
+            return body(*args, **kwargs)
+        with autocast_off(device_type):
+            return body(*args, **kwargs)
+
+    return run
+
+
+def _by_device(cpu: Callable, fallback: Callable, meta: Callable) -> Callable:
+    bodies = {"cpu": cpu, "meta": meta}
+
+    @functools.wraps(cpu)
+    def run(*args, device=None, **kwargs):
+        if device is None and kwargs.get("words") is not None:
+            device = kwargs["words"].device
+        device = torch.device(device or "cpu")
+        return bodies.get(device.type, fallback)(*args, device=device, **kwargs)
+
+    return run
+
+
+def _checked_reference(reference: Callable, meta: Callable) -> Callable:
+    """The reference as a body for devices without kernels: Meta's checks first, logged once."""
+
+    @functools.wraps(reference)
+    def run(*args, **kwargs):
+        meta(*args, **kwargs)
+        _log_once()
+        return reference(*args, **kwargs)
+
+    return run
+
+
+@functools.cache
+def _log_once() -> None:
+    _LOG.warning("no kernels for this device yet: ops run the plain torch reference")
+
+
+def explain_op(name: str, *args, **kwargs) -> Choice:
+    """Which kernel ``torch.ops.sparseticket.<name>(*args, **kwargs)`` would run, and why."""
+    if name not in _OPS:
+        raise ValueError(f"explain: unknown op {name!r}; known: {', '.join(sorted(_OPS))}")
+    devices = {
+        leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+    }
+    devices |= {torch.device(kwargs["device"])} if kwargs.get("device") is not None else set()
+    if any(device.type != "cpu" for device in devices):
+        return Choice(name, "reference", "no kernel for this device yet, plain torch runs it")
+    if name in _CHOOSERS:
+        return _CHOOSERS[name](*args, **kwargs)
+    return Choice(name, f"{_C.isa()} C++", "the only kernel of this op on CPU")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import torch
+
+from sparseticket.formats import canonical_shape, channels_and_taps
+from sparseticket.reference import apply_mask as _reference
+
+from ._dispatch import C, cap, check_words, define, nthreads
+
+__all__ = ["apply_mask"]
+
+
+def _cpu(dense, words):
+    if dense.element_size() not in (2, 4, 8):
+        raise TypeError(f"apply_mask: dense: got {dense.dtype}, need 2-, 4- or 8-byte elements")
+    check_words("apply_mask", words, *canonical_shape(dense.shape))
+    channels, taps = channels_and_taps(dense.shape)
+    out = torch.empty_like(dense, memory_format=_format(dense))
+    dense = dense.contiguous(memory_format=_format(dense))
+    if taps > 1 and _format(dense) == torch.channels_last:
+        channels, taps = channels * taps, 1  # memory order is canonical order
+    C.apply_mask(
+        cap(_flat(dense)),
+        cap(words.contiguous()),
+        cap(_flat(out)),
+        words.shape[0],
+        channels,
+        taps,
+        nthreads(),
+    )
+    return out
+
+
+def _flat(tensor):
+    """1-D view in memory order of a contiguous or channels-last tensor."""
+    return torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def _format(tensor):
+    last = tensor.ndim == 4 and not tensor.is_contiguous()
+    if last and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _meta(dense, words):
+    check_words("apply_mask", words, *canonical_shape(dense.shape))
+    return torch.empty_like(dense, memory_format=_format(dense))
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _backward(ctx, grad):
+    return apply_mask(grad, ctx.saved_tensors[0]), None
+
+
+apply_mask = define(
+    "apply_mask(Tensor dense, Tensor words) -> Tensor",
+    cpu=_cpu,
+    reference=_reference.apply_mask,
+    meta=_meta,
+    backward=_backward,
+    setup_context=_setup,
+)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from sparseticket.reference import popup_linear as _reference
+
+from ._dispatch import C, Choice, cap, define, nthreads
+from .apply_mask import apply_mask
+from .masked_conv2d import strictly_channels_last
+from .masked_linear import check_linear, fused_linear, grad_bias, grad_weight, linear_choice
+from .regenerate import check_recipe, regenerate
+from .ticket_linear import ticket_kernel
+
+__all__ = ["frozen_weight", "popup_linear", "score_grads"]
+
+score_grad = _reference.popup_score_grad  # plain torch, differentiable by autograd
+
+
+def frozen_weight(x, weight, scores, words, seed, layer, sigma):
+    """The masked weight in x's dtype: from ``weight``, or regenerated and masked in one write."""
+    if weight is not None:
+        return apply_mask(weight, words)
+    return regenerate(
+        seed,
+        layer,
+        scores.shape,
+        "signed_constant",
+        sigma,
+        dtype=x.dtype,
+        device=x.device,
+        words=words,
+        channels_last=strictly_channels_last(scores),
+    )
+
+
+def score_grads(ctx, dense_grad, x, weight, scores, words):
+    """(weight gradient or None, score gradient or None) from the dense gradient of W*mask."""
+    _, need_weight, need_scores, *_ = ctx.needs_input_grad
+    gs = None
+    if need_scores:
+        seed, layer, sigma = ctx.recipe
+        if weight is None:
+            dense = regenerate(
+                seed, layer, scores.shape, "signed_constant", sigma, dtype=x.dtype, device=x.device
+            )
+        else:
+            dense = weight
+        gs = score_grad(dense_grad, dense, scores, ctx.transform)
+    return apply_mask(dense_grad, words) if need_weight else None, gs
+
+
+def _check(x, weight, scores, words, bias, transform, seed):
+    if scores.ndim != 2:
+        raise ValueError(f"popup_linear: scores: got shape {tuple(scores.shape)}, need [O, K]")
+    check_frozen("popup_linear", x, weight, scores, transform, seed)
+    check_linear("popup_linear", x, *scores.shape, words, bias)
+
+
+def check_frozen(op, x, weight, scores, transform, seed):
+    if weight is None:
+        check_recipe(op, seed, "signed_constant")
+    if transform not in ("abs", "identity"):
+        raise ValueError(f"{op}: transform: got {transform!r}, accepted: abs, identity")
+    if weight is not None and (weight.shape != scores.shape or weight.dtype != x.dtype):
+        raise ValueError(
+            f"{op}: weight: got {weight.dtype} {tuple(weight.shape)}, need {x.dtype} "
+            f"{tuple(scores.shape)} like the scores"
+        )
+
+
+def _choose(x, weight, *rest) -> Choice:
+    return linear_choice("popup_linear", x, "seed" if weight is None else "dense weight")
+
+
+def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma):
+    _check(x, weight, scores, words, bias, transform, seed)
+    if _choose(x, weight).kernel == "materialised":
+        dense = frozen_weight(x, weight, scores, words, seed, layer, sigma)
+        return F.linear(x, dense, bias)
+    m = words.contiguous()
+    if weight is None:
+        kernel = ticket_kernel(m, None, seed, layer, sigma)
+    else:
+        w = weight.contiguous()
+
+        def kernel(x, b, y):
+            C.masked_linear(x, cap(w), cap(m), b, y, nthreads())
+
+    return fused_linear(kernel, x, scores.shape[0], bias)
+
+
+def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma):
+    _check(x, weight, scores, words, bias, transform, seed)
+    return x.new_empty(*x.shape[:-1], scores.shape[0])
+
+
+def _setup(ctx, inputs, output):
+    x, weight, scores, words, _, ctx.transform, *ctx.recipe = inputs
+    ctx.save_for_backward(x, weight, scores, words)
+
+
+def _backward(ctx, grad):
+    x, weight, scores, words = ctx.saved_tensors
+    need_x, need_weight, need_scores, _, need_bias, *_ = ctx.needs_input_grad
+    gx = grad @ frozen_weight(x, weight, scores, words, *ctx.recipe) if need_x else None
+    gw = gs = None
+    if need_weight or need_scores:
+        gw, gs = score_grads(ctx, grad_weight(grad, x), x, weight, scores, words)
+    return gx, gw, gs, None, grad_bias(grad) if need_bias else None, None, None, None, None
+
+
+popup_linear = define(
+    "popup_linear(Tensor x, Tensor? weight, Tensor scores, Tensor words, Tensor? bias,"
+    " str transform, int seed, int layer, float sigma) -> Tensor",
+    cpu=_cpu,
+    reference=_reference.popup_linear,
+    meta=_meta,
+    backward=_backward,
+    setup_context=_setup,
+    choose=_choose,
+)

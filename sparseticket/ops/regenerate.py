@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import torch
+
+from sparseticket import prng
+from sparseticket.formats import canonical_shape, channels_and_taps
+from sparseticket.reference import regenerate as _reference
+
+from ._dispatch import C, cap, check_words, define, nthreads
+
+__all__ = ["check_recipe", "regenerate"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _cpu(
+    seed,
+    layer,
+    shape,
+    dist,
+    sigma,
+    *,
+    stream="magnitude",
+    draw=0,
+    dtype=None,
+    device=None,
+    words=None,
+    channels_last=False,
+):
+    dtype = dtype or torch.float32
+    rows, k = canonical_shape(shape)
+    check_recipe("regenerate", seed, dist, stream, dtype)
+    check_calls(rows, k, dist)
+    channels, taps = channels_and_taps(shape)
+    last = channels_last and len(shape) == 4
+    if last:
+        channels, taps = channels * taps, 1
+    if words is not None:
+        check_words("regenerate", words, rows, k)
+        words = words.contiguous()
+    kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+    flat = torch.empty(rows * k, dtype=kernel_dtype, device=device)
+    key, high = prng.stream_key(seed, layer, "sign" if dist == "signed_constant" else stream, draw)
+    table = torch.from_numpy(prng.normal_quantiles().copy()) if dist == "normal" else None
+    C.regenerate(
+        cap(flat),
+        None if words is None else cap(words),
+        None if table is None else cap(table),
+        rows,
+        channels,
+        taps,
+        prng.DISTRIBUTIONS.index(dist),
+        float(prng.uniform_scale(sigma)) if dist == "uniform" else float(sigma),
+        key,
+        high,
+        nthreads(),
+    )
+    flat = flat.to(dtype)
+    if last:
+        return flat.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+    return flat.view(shape)
+
+
+def _reference_body(*args, dtype=None, **kwargs):
+    return _reference.regenerate(*args, dtype=dtype or torch.float32, **kwargs)
+
+
+def check_calls(rows, k, dist):
+    """ValueError if the layer is too large for its stream."""
+    prng.check_calls(rows * prng.units_per_row(k) * (1 if dist == "signed_constant" else 32))
+
+
+def check_recipe(op, seed, dist, stream="magnitude", dtype=torch.float32):
+    prng.check_seed(seed)
+    if dist not in prng.DISTRIBUTIONS:
+        raise ValueError(f"{op}: dist: got {dist!r}, accepted: {', '.join(prng.DISTRIBUTIONS)}")
+    if stream not in prng.STREAMS:
+        raise ValueError(f"{op}: stream: got {stream!r}, accepted: {', '.join(prng.STREAMS)}")
+    if dtype not in _DTYPES:
+        raise TypeError(f"{op}: dtype: got {dtype}, accepted: {', '.join(map(str, _DTYPES))}")
+
+
+def _meta(
+    seed,
+    layer,
+    shape,
+    dist,
+    sigma,
+    *,
+    stream="magnitude",
+    draw=0,
+    dtype=None,
+    device=None,
+    words=None,
+    channels_last=False,
+):
+    check_recipe("regenerate", seed, dist, stream, dtype or torch.float32)
+    last = channels_last and len(shape) == 4
+    return torch.empty(
+        shape,
+        dtype=dtype or torch.float32,
+        device=device or (words.device if words is not None else "cpu"),
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+regenerate = define(
+    "regenerate(int seed, int layer, SymInt[] shape, str dist, float sigma, *,"
+    ' str stream="magnitude", int draw=0, ScalarType? dtype=None, Device? device=None,'
+    " Tensor? words=None, bool channels_last=False) -> Tensor",
+    cpu=_cpu,
+    reference=_reference_body,
+    meta=_meta,
+    factory=True,
+)

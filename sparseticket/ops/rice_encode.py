@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import torch
+
+from sparseticket.reference import rice_encode as _reference
+
+from ._dispatch import C, cap, check_words, define
+
+__all__ = ["rice_bits", "rice_encode"]
+
+
+def rice_bits(words: torch.Tensor, k: int, parameter: int) -> int:
+    """Length in bits of the Rice code of a CPU mask, without making it."""
+    check_words("rice_bits", words, words.shape[0], k)
+    return C.rice_encode(cap(words.contiguous()), k, parameter, None)
+
+
+def _cpu(words, k, parameter):
+    check_words("rice_encode", words, words.shape[0], k)
+    if not 0 <= parameter <= 30:
+        raise ValueError(f"rice_encode: parameter: got {parameter}, need 0..30")
+    words = words.contiguous()
+    bits = C.rice_encode(cap(words), k, parameter, None)
+    payload = torch.zeros((bits + 7) // 8, dtype=torch.uint8)
+    C.rice_encode(cap(words), k, parameter, cap(payload))
+    return payload
+
+
+def _meta(words, k, parameter):
+    return words.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
+
+
+rice_encode = define(
+    "rice_encode(Tensor words, SymInt k, int parameter) -> Tensor",
+    cpu=_cpu,
+    reference=_reference.rice_encode,
+    meta=_meta,
+)

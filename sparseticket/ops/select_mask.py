@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import torch
+
+from sparseticket.formats import canonical_shape, channels_and_taps, words_shape
+from sparseticket.reference import select_mask as _reference
+
+from ._dispatch import C, cap, caps, check_padding, check_words, define, nthreads
+from .mask_ops import mask_ops
+
+__all__ = ["select_mask"]
+
+_SCOPES = ("layer", "global")
+_TRANSFORMS = ("abs", "identity")
+
+
+def _cpu(scores, kept, within=None, state=None, scope="layer", transform="abs", min_keep=0):
+    _check(scores, kept, within, scope, transform, min_keep)
+    words = [s.new_empty(words_shape(s.shape), dtype=torch.int32) for s in scores]
+    if scope == "global" and min_keep:
+        out = _global_with_floor(scores, words, kept[0], within, transform, min_keep)
+    else:
+        out = _select(scores, words, kept, within, state, scope, transform)
+    if bool(out[:, 1].any()):
+        bad = [i for i, s in enumerate(scores) if bool(torch.isnan(s).any())]
+        raise ValueError(f"select_mask: scores: NaN in tensor {bad[0]} ({len(bad)} with NaN)")
+    return words, out
+
+
+def _select(scores, words, kept, within, state, scope, transform):
+    """Fill ``words``; returns the state."""
+    out = torch.zeros(len(scores) if scope == "layer" else 1, 2, dtype=torch.int32)
+    pairs = [_layout(s) for s in scores]
+    hints = None if state is None or state.shape != out.shape else state.contiguous()
+    C.select_mask(
+        caps(flat for flat, _ in pairs),
+        [layout for _, layout in pairs],
+        caps(words),
+        None if within is None else caps(w.contiguous() for w in within),
+        list(kept),
+        transform == "abs",
+        scope == "global",
+        None if hints is None else cap(hints),
+        cap(out),
+        nthreads(),
+    )
+    return out
+
+
+def _global_with_floor(scores, words, kept, within, transform, min_keep):
+    """Global selection in which every tensor keeps at least its own best ``min_keep``.
+
+    A tensor's part of a global mask is its own best few, so only tensors below the floor change:
+    they get exactly the floor and leave the group, until nobody is below it.
+    """
+
+    def part(indices, counts, scope):
+        return _select(
+            [scores[i] for i in indices],
+            [words[i] for i in indices],
+            counts,
+            None if within is None else [within[i] for i in indices],
+            None,
+            scope,
+            transform,
+        )
+
+    open_ = list(range(len(scores)))
+    closed = []  # states of the tensors that left
+    while True:
+        out = part(open_, [kept], "global")
+        counts = {i: int(mask_ops(words[i], None, "popcount")) for i in open_}
+        floors = {i: min(min_keep, _candidates(scores, within, i)) for i in open_}
+        low = [i for i in open_ if counts[i] < floors[i]]
+        if not low:
+            every = torch.cat([out, *closed])
+            lowest = every[:, 0].view(torch.float32).min()
+            return torch.stack([lowest.view(torch.int32), every[:, 1].max()])[None]
+        closed.append(part(low, [floors[i] for i in low], "layer"))
+        kept -= sum(floors[i] for i in low)
+        open_ = [i for i in open_ if i not in low]
+
+
+def _layout(scores):
+    """(fp32 tensor in memory order, (rows, channels, taps, whether memory order is canonical))."""
+    scores = scores.detach()
+    rows = canonical_shape(scores.shape)[0]
+    channels, taps = channels_and_taps(scores.shape)
+    scores = scores.float()
+    canonical = taps == 1
+    if not scores.is_contiguous():
+        moved = scores.movedim(1, -1) if scores.ndim > 2 else scores
+        if taps > 1 and moved.is_contiguous():
+            scores, canonical = moved, True
+        else:
+            scores = scores.contiguous()
+    return scores.view(-1), (rows, channels, taps, canonical)
+
+
+def _check_static(scores, kept, scope, transform):
+    if scope not in _SCOPES:
+        raise ValueError(f"select_mask: scope: got {scope!r}, accepted: {', '.join(_SCOPES)}")
+    if transform not in _TRANSFORMS:
+        raise ValueError(
+            f"select_mask: transform: got {transform!r}, accepted: {', '.join(_TRANSFORMS)}"
+        )
+    for s in scores:
+        if s.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(
+                f"select_mask: scores: got {s.dtype}, need float32 (bfloat16 and float16 are "
+                "ranked in float32)"
+            )
+    groups = len(scores) if scope == "layer" else 1
+    if len(kept) != groups:
+        raise ValueError(f"select_mask: kept: got {len(kept)} counts, need {groups}")
+
+
+def _check(scores, kept, within, scope, transform, min_keep):
+    _check_static(scores, kept, scope, transform)
+    if within is not None:
+        if len(within) != len(scores):
+            raise ValueError(
+                f"select_mask: within: got {len(within)} masks for {len(scores)} tensors"
+            )
+        for w, s in zip(within, scores, strict=True):
+            check_words("select_mask", w, *canonical_shape(s.shape), name="within")
+            check_padding("select_mask", w, canonical_shape(s.shape)[1], "within")
+    candidates = [_candidates(scores, within, i) for i in range(len(scores))]
+    if scope == "global":
+        forced = sum(min(min_keep, c) for c in candidates)
+        if kept[0] < forced:
+            raise ValueError(
+                f"select_mask: kept: got {kept[0]}, but min_keep={min_keep} a tensor "
+                f"alone keeps {forced}"
+            )
+        candidates = [sum(candidates)]
+    for count, available in zip(kept, candidates, strict=True):
+        if not 0 <= count <= available:
+            raise ValueError(
+                f"select_mask: kept: got {count}, need 0 <= kept <= {available}, the number of "
+                "candidates"
+            )
+
+
+def _candidates(scores, within, i):
+    return scores[i].numel() if within is None else int(mask_ops(within[i], None, "popcount"))
+
+
+def _meta(scores, kept, within=None, state=None, scope="layer", transform="abs", min_keep=0):
+    _check_static(scores, kept, scope, transform)
+    words = [s.new_empty(words_shape(s.shape), dtype=torch.int32) for s in scores]
+    groups = len(scores) if scope == "layer" else 1
+    device = scores[0].device if scores else "cpu"
+    return words, torch.empty(groups, 2, dtype=torch.int32, device=device)
+
+
+select_mask = define(
+    "select_mask(Tensor[] scores, SymInt[] kept, Tensor[]? within=None, Tensor? state=None,"
+    ' str scope="layer", str transform="abs", int min_keep=0) -> (Tensor[] words, Tensor state)',
+    cpu=_cpu,
+    reference=_reference.select_mask,
+    meta=_meta,
+)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import torch
+
+from sparseticket import prng
+from sparseticket.formats import words_shape
+from sparseticket.reference import sign_words as _reference
+
+from ._dispatch import C, cap, define, nthreads
+
+__all__ = ["sign_words"]
+
+
+def _cpu(seed, layer, shape, *, device=None):
+    rows, columns = words_shape(shape)
+    prng.check_calls(rows * columns // 2)
+    words = torch.empty(rows, columns, dtype=torch.int32, device=device)
+    key, high = prng.stream_key(prng.check_seed(seed), layer, "sign")
+    C.sign_words(cap(words), key, high, nthreads())
+    return words
+
+
+def _meta(seed, layer, shape, *, device=None):
+    return torch.empty(words_shape(shape), dtype=torch.int32, device=device or "cpu")
+
+
+sign_words = define(
+    "sign_words(int seed, int layer, SymInt[] shape, *, Device? device=None) -> Tensor",
+    cpu=_cpu,
+    reference=_reference.sign_words,
+    meta=_meta,
+    factory=True,
+)

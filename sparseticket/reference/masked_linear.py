@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .apply_mask import apply_mask
+
+__all__ = ["masked_linear"]
+
+
+def masked_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    words: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dense_grad: bool = False,
+) -> torch.Tensor:
+    """``y[..., O] = x[..., K] @ (weight * mask)^T + bias``. ``dense_grad`` only acts in backward:
+    the weight's gradient then ignores the mask (RigL)."""
+    del dense_grad
+    return F.linear(x, apply_mask(weight, words), bias)

@@ -1,0 +1,387 @@
+"""What the commands run: a search with its report, an evaluation, the demonstration.
+
+These functions print nothing but progress (stderr); they return what ``cli.py`` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from ..io import Ticket
+from ..nn import sparsify_
+from ..tickets import METHODS, get_method
+from .data import Dataset, load_dataset, loaders
+from .loop import Recipe, SearchResult, evaluate, option, search, train_dense, validation
+from .models import MODELS, build_model
+from .plots import plot_curves, plot_masks
+from .report import versions, write_json, write_text
+
+__all__ = [
+    "DemoOptions",
+    "EvalOptions",
+    "SearchOptions",
+    "MachineOptions",
+    "TaskOptions",
+    "evaluate_ticket",
+    "run_demo",
+    "run_search",
+]
+
+_DEFAULT_MODELS = {"digits": "mlp", "mnist": "lenet300", "cifar10": "conv4"}
+_OUTPUTS = (
+    *("checkpoint.pt", "config.yaml", "curve.png", "log.csv", "log.jsonl", "masks.png"),
+    *("report.json", "ticket.safetensors"),
+)
+_DEMO_TICKETS = ((0.5, "none"), (0.1, "density"))  # (density, scale)
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where a command runs; none of it is written into a ticket."""
+
+    data: Path | None = field(
+        default=None, metadata={"help": "folder of the data files; else SPARSETICKET_DATA"}
+    )
+    download: bool = option(
+        False, "let torchvision fetch missing mnist or cifar10 into that folder"
+    )
+    device: str = option("cpu", "torch device")
+    threads: int | None = option(None, "CPU threads; default torch's. Part of reproducibility")
+    workers: int = option(0, "processes that decode image folders")
+
+    def set_threads(self) -> None:
+        """Give torch, and so every kernel, the number of threads asked for."""
+        if self.threads is None:
+            return
+        if self.threads < 1:
+            raise ValueError(f"threads: got {self.threads}, need at least 1")
+        torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class TaskOptions(MachineOptions):
+    """What is learned."""
+
+    dataset: str = option("digits", "digits, mnist, cifar10 or imagefolder:PATH")
+    model: str | None = option(
+        None, f"one of {', '.join(MODELS)}; default by data set, mlp for digits"
+    )
+    batch_size: int = option(64, "examples per step")
+    val_fraction: float = option(0.1, "share of the training data held out for validation; 0: none")
+    seed: int = option(0, "of weights, scores, order, split and augmentation")
+
+    @property
+    def model_name(self) -> str:
+        """The model asked for, or the default of the data set."""
+        return self.model or _DEFAULT_MODELS.get(self.dataset, "resnet18")
+
+
+@dataclass(frozen=True)
+class SearchOptions(TaskOptions):
+    """All of a search but its method's own fields and the recipe's."""
+
+    method: str = option("edge-popup", f"one of {', '.join(METHODS)}")
+    out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
+    overwrite: bool = option(False, "replace the results of an earlier run in that folder")
+
+
+@dataclass(frozen=True)
+class EvalOptions(MachineOptions):
+    """Evaluation of a ticket file; model and data set come out of the file."""
+
+    dataset: str | None = option(None, "another data set than the ticket's, e.g. imagefolder:PATH")
+    batch_size: int | None = option(None, "default: that of the search")
+
+
+@dataclass(frozen=True)
+class DemoOptions(TaskOptions):
+    """The demonstration: two searches, two controls, two reloads."""
+
+    out: Path = field(
+        default=Path("demo_out"), metadata={"help": "folder for the results, replaced if there"}
+    )
+    epochs: int = option(30, "passes over the training data, of each search and of the control")
+    dense_lr: float | None = option(
+        None, "of the dense control; default 0.1 for mlp and lenet300, else 0.01"
+    )
+
+
+def run_search(
+    options: SearchOptions, recipe: Recipe, config: Any
+) -> tuple[dict[str, Any], SearchResult]:
+    """Search, save and report into ``options.out``; returns the report and the search's result.
+
+    An interrupted run continues when it is started again; a finished one is only replaced with
+    ``overwrite``. The report names what could not be drawn under ``missing``.
+    """
+    out = options.out
+    if out is None:
+        raise ValueError("out: a folder for the results is needed: --out DIR")
+    if (out / "report.json").exists() and not options.overwrite:
+        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    options.set_threads()
+    dataset = _load(options)
+    model = _build(options, dataset)
+    train, val, _ = loaders(dataset, options.batch_size, options.seed, options.workers)
+    val = validation(val, recipe)
+    for name in _OUTPUTS if options.overwrite else ():
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    resolved = _resolved(options, recipe, config)
+    write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    result = search(
+        model,
+        train,
+        val,
+        config,
+        **dataclasses.asdict(recipe),
+        device=options.device,
+        seed=options.seed,
+        out=out,
+        extra=_extra(options, recipe, dataset),
+    )
+    result.ticket.save(out / "ticket.safetensors")
+    test_accuracy, _ = _test(result.ticket, dataset, options.batch_size, options)
+    missing = _draw(
+        lambda: plot_curves({config.name: result.history}, out / "curve.png"),
+        lambda: plot_masks(result.ticket.masks, out / "masks.png"),
+    )
+    info = result.ticket.info()
+    report = {
+        "method": options.method,
+        "dataset": dataset.name,
+        "model": options.model_name,
+        "seed": options.seed,
+        "epochs": recipe.epochs,
+        **{key: info[key] for key in ("density", "kept", "weights")},
+        "val_accuracy": result.val_accuracy,
+        "test_accuracy": test_accuracy,
+        "dense_bytes": info["dense_bytes"],
+        "ticket_bytes": info["file_bytes"],
+        **{f"{part}_bits": info[f"{part}_bits"] for part in ("raw", "coded", "normalisation")},
+        "not_weight_free": info["not_weight_free"],
+        "seconds": round(sum(row["seconds"] for row in result.history), 3),
+        **_circumstances(options),
+        "config": resolved,
+        "missing": missing,
+    }
+    write_json(out / "report.json", report)
+    (out / "checkpoint.pt").unlink(missing_ok=True)  # last: until here a rerun continues from it
+    return report, result
+
+
+def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
+    """Test accuracy of a ticket file: its model built anew, weights from seeds and masks alone."""
+    ticket = Ticket.load(path)
+    extra = ticket.meta["extra"] or {}
+    if not {"model", "data"} <= extra.keys():
+        raise ValueError(
+            f"{path}: the ticket does not say which model and data it is for; build the model "
+            "yourself and use Ticket.load(path).apply(model)"
+        )
+    options.set_threads()
+    name = options.dataset or extra["data"]["dataset"]
+    if name == "imagefolder":
+        if options.data is None:
+            raise ValueError("data: the ticket was made on an image folder: give --data DIR")
+        name = f"imagefolder:{options.data}"
+    dataset = load_dataset(name, options.data, download=options.download, val_fraction=0)
+    batch_size = options.batch_size or extra["data"]["batch_size"]
+    accuracy, loss = _test(ticket, dataset, batch_size, options)
+    return {
+        "ticket": str(path),
+        "method": ticket.meta["method"],
+        "dataset": dataset.name,
+        "trained_on": extra["data"]["name"],
+        "model": extra["model"]["name"],
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "examples": len(dataset.test),
+        **_circumstances(options),
+    }
+
+
+def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]:
+    """Two controls, two tickets, and both tickets again in new processes, from their files alone.
+
+    The report's ``rows`` are the table; ``same`` tells whether every reloaded ticket was exactly as
+    accurate as when it was found. ``say`` is told what comes next.
+    """
+    options.set_threads()
+    options.out.mkdir(parents=True, exist_ok=True)
+    dataset = _load(options)
+    say("training the dense control")
+    dense, histories = _dense_control(options, dataset)
+    rows = [dense, _random_control(options, dataset)]
+    missing = []
+    for density, scale in _DEMO_TICKETS:
+        label = f"ticket, density {density}"
+        say(f"searching a {label}")
+        shared = {f.name: getattr(options, f.name) for f in dataclasses.fields(TaskOptions)}
+        shared |= {"out": options.out / f"density-{density}", "overwrite": True}
+        config = get_method("edge-popup")(density=density, scale=scale, seed=options.seed)
+        report, result = run_search(SearchOptions(**shared), Recipe(epochs=options.epochs), config)
+        say("loading it in a new process, from seed and masks alone")
+        again = _evaluate_elsewhere(shared["out"] / "ticket.safetensors", options)
+        row = {key: report[key] for key in ("test_accuracy", "kept", "weights", "seconds")}
+        rows.append(
+            {"what": label, "bytes": report["ticket_bytes"], "reloaded_accuracy": again} | row
+        )
+        histories[label] = result.history
+        missing = report["missing"]
+    levels = {rows[1]["what"]: rows[1]["test_accuracy"]}
+    missing = missing or _draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
+    report = {
+        "dataset": dataset.name,
+        "model": options.model_name,
+        "seed": options.seed,
+        "epochs": options.epochs,
+        **_circumstances(options),
+        "rows": rows,
+        "same": all(row["test_accuracy"] == row["reloaded_accuracy"] for row in rows[2:]),
+        "missing": missing,
+    }
+    write_json(options.out / "report.json", report)
+    return report
+
+
+def _dense_control(
+    options: DemoOptions, dataset: Dataset
+) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """(its row of the table, {its label: its history})."""
+    lr = options.dense_lr
+    if lr is None:  # deep nets without normalisation diverge at 0.1
+        lr = 0.1 if options.model_name in ("mlp", "lenet300") else 0.01
+    train, val, test = loaders(dataset, options.batch_size, options.seed, options.workers)
+    result = train_dense(
+        _build(options, dataset),
+        train,
+        val,
+        Recipe(epochs=options.epochs, lr=lr),
+        device=options.device,
+        seed=options.seed,
+    )
+    accuracy, _ = evaluate(result.model, test, options.device)
+    state = result.model.state_dict().values()
+    weights = sum(parameter.numel() for parameter in result.model.parameters())
+    label = "dense, trained"
+    row = {"what": label, "test_accuracy": accuracy, "kept": weights, "weights": weights}
+    row |= {"bytes": sum(t.nbytes for t in state), "seconds": round(result.seconds, 3)}
+    return row, {label: result.history}
+
+
+def _random_control(options: DemoOptions, dataset: Dataset) -> dict[str, Any]:
+    """The first ticket before its search: masks that rank random scores are random masks."""
+    density, scale = _DEMO_TICKETS[0]
+    model = _build(options, dataset)
+    sparsify_(model, get_method("edge-popup")(density=density, scale=scale, seed=options.seed))
+    ticket = Ticket.from_model(model, extra=_extra(options, None, dataset))
+    accuracy, _ = _test(ticket, dataset, options.batch_size, options)
+    info = ticket.info()
+    row = {"what": f"random mask, density {density}", "test_accuracy": accuracy, "seconds": 0.0}
+    return row | {"kept": info["kept"], "weights": info["weights"], "bytes": info["file_bytes"]}
+
+
+def _evaluate_elsewhere(path: Path, options: DemoOptions) -> float:
+    """Test accuracy of a ticket file according to ``sparseticket eval`` in a process of its own."""
+    command = [sys.executable, "-m", "sparseticket", "eval", str(path), "--json"]
+    command += ["--threads", str(torch.get_num_threads()), "--device", options.device]
+    command += ["--dataset", options.dataset]
+    command += ["--data", str(options.data)] if options.data else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+    return json.loads(done.stdout)["test_accuracy"]
+
+
+def _load(options: TaskOptions) -> Dataset:
+    return load_dataset(
+        options.dataset,
+        options.data,
+        download=options.download,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+    )
+
+
+def _build(options: TaskOptions, dataset: Dataset) -> nn.Module:
+    """The dense model, its weights drawn from the seed; torch's generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        return build_model(
+            options.model_name, in_shape=dataset.in_shape, num_classes=dataset.num_classes
+        )
+
+
+def _test(
+    ticket: Ticket, dataset: Dataset, batch_size: int, options: MachineOptions
+) -> tuple[float, float]:
+    """(accuracy, loss) of the ticket in a new model, as any other process will see it."""
+    described = ticket.meta["extra"]["model"]
+    shapes = (tuple(described["in_shape"]), described["num_classes"])
+    if shapes != (dataset.in_shape, dataset.num_classes):
+        raise ValueError(
+            f"dataset: {dataset.name} has images {dataset.in_shape} and {dataset.num_classes} "
+            f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
+        )
+    model = build_model(described["name"], in_shape=shapes[0], num_classes=shapes[1])
+    model = ticket.apply(model).to(options.device)
+    return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
+
+
+def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dict[str, Any]:
+    """What a ticket says of its model and data: enough to build and test it, no path."""
+    return {
+        "model": {
+            "name": options.model_name,
+            "in_shape": list(dataset.in_shape),
+            "num_classes": dataset.num_classes,
+        },
+        "data": {
+            "dataset": options.dataset.partition(":")[0],
+            "name": dataset.name,
+            "val_fraction": options.val_fraction,
+            "batch_size": options.batch_size,
+        },
+        "recipe": dataclasses.asdict(recipe) if recipe else None,
+        "seed": options.seed,
+    }
+
+
+def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, Any]:
+    """Every field of a run but where its results go, for config.yaml."""
+    fields: dict[str, Any] = {}
+    for part in (options, config, recipe):
+        fields |= dataclasses.asdict(part)
+    fields["model"] = options.model_name
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in fields.items()
+        if key not in ("out", "overwrite")
+    }
+
+
+def _circumstances(options: MachineOptions) -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    return {"threads": threads, "device": options.device, "versions": versions()}
+
+
+def _draw(*pictures: Callable[[], None]) -> list[str]:
+    """Draw; where matplotlib is missing, return the sentence that says so."""
+    try:
+        for picture in pictures:
+            picture()
+    except ImportError as error:
+        return [str(error)]
+    return []

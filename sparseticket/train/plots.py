@@ -1,0 +1,75 @@
+"""Pictures of a search, drawn with matplotlib where it is installed (the ``[demo]`` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..formats import to_canonical
+from ..masks import PackedMask
+
+__all__ = ["plot_curves", "plot_masks"]
+
+_MAX_PANELS, _MAX_SIDE = 12, 256
+
+
+def plot_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Accuracy and loss per epoch of labelled runs; ``levels`` are dashed lines of accuracy.
+
+    Validation is drawn where it was measured, else training.
+    """
+    figure = _figure(9, 3.6)
+    accuracy, loss = figure.subplots(1, 2)
+    for label, history in histories.items():
+        epochs = [row["epoch"] for row in history]
+        for axes, key, scale in ((accuracy, "accuracy", 100), (loss, "loss", 1)):
+            measured = bool(history) and history[0][f"val_{key}"] is not None
+            part = "val" if measured else "train"
+            values = [scale * row[f"{part}_{key}"] for row in history]
+            axes.plot(epochs, values, label=label if measured else f"{label} (train)")
+    for label, level in (levels or {}).items():
+        accuracy.axhline(100 * level, linestyle="--", color="grey", label=label)
+    part = (
+        "validation " if any(h and h[0]["val_loss"] is not None for h in histories.values()) else ""
+    )
+    accuracy.set(xlabel="epoch", ylabel=f"{part}accuracy, %")
+    loss.set(xlabel="epoch", ylabel=f"{part}cross-entropy", yscale="log")
+    accuracy.legend()
+    figure.savefig(path, dpi=120)
+
+
+def plot_masks(masks: Mapping[str, PackedMask], path: Path) -> None:
+    """The masks in canonical [O, K] form, kept weights black; large ones show a corner."""
+    shown = list(masks.items())[:_MAX_PANELS]
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    figure = _figure(3.2 * columns, 3.2 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, mask) in zip(panels, shown, strict=False):
+        matrix = to_canonical(mask.to_dense())
+        corner = matrix[:_MAX_SIDE, :_MAX_SIDE].to(torch.uint8).cpu().numpy()
+        axes.imshow(corner, cmap="binary", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_on()
+        axes.set(xticks=[], yticks=[])
+        cut = f" (of {'x'.join(map(str, matrix.shape))})" if matrix.numel() > corner.size else ""
+        shape = "x".join(map(str, corner.shape))
+        axes.set_title(f"{name}: {shape}{cut}, {100 * mask.density:.3g} % kept", fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure that draws to files, apart from pyplot's global state and any display."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'sparseticket[demo]'") from error
+    return Figure(figsize=(width, height), layout="constrained")

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import oracle
+import pytest
+import torch
+
+from sparseticket import _C
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Op tests are thousands of tiny calls; ``threads`` and tests of threads say otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["fused", "materialised"])
+def path(request, monkeypatch) -> str:
+    """Dispatch tables that send everything they can one way."""
+    fused = request.param == "fused"
+    linear, conv = oracle.module_of("masked_linear"), oracle.module_of("masked_conv2d")
+    rows = dict.fromkeys(linear.FUSED_ROWS, 10**6 if fused else -1)
+    monkeypatch.setattr(linear, "FUSED_ROWS", rows)
+    monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
+    monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
+    return request.param
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """Names of the fused kernels called so far."""
+    made: list[str] = []
+
+    def spy(name, kernel):
+        monkeypatch.setattr(_C, name, lambda *args: (made.append(name), kernel(*args)))
+
+    for name in ("masked_linear", "ticket_linear", "masked_conv2d", "ticket_conv2d"):
+        spy(name, getattr(_C, name))
+    return made

@@ -1,0 +1,36 @@
+"""The digits cases of bench/accuracy.py, every seed inside its bound."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("sklearn", reason="needs the [demo] extra: scikit-learn's digits")
+
+from bench.accuracy import DIGITS, DIGITS_GAPS, accuracy
+
+BY_NAME = {case.name: case for case in DIGITS}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    cache: dict[tuple[str, int], float] = {}
+
+    def get(name: str, seed: int) -> float:
+        if (name, seed) not in cache:
+            cache[name, seed] = accuracy(BY_NAME[name], seed)
+        return cache[name, seed]
+
+    return get
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_digits_case_is_inside_its_bound(measured, name, seed):
+    case = BY_NAME[name]
+    assert case.low <= measured(name, seed) <= case.high
+
+
+@pytest.mark.parametrize(("better", "worse", "points"), DIGITS_GAPS)
+def test_scaling_by_density_pays(measured, better, worse, points):
+    gap = sum(measured(better, s) - measured(worse, s) for s in range(3)) / 3
+    assert gap >= points
