@@ -53,7 +53,7 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "sparseticket._C",
-            ["csrc/bind/module.cpp"],
+            sorted(str(path) for path in Path("csrc/bind").glob("*.cpp")),
             depends=[*CORE, *HEADERS],
             define_macros=[
                 ("ST_CSRC_HASH", f'"{csrc_hash()}"'),

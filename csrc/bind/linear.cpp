@@ -1,0 +1,57 @@
+#include "bind.h"
+
+namespace st {
+namespace {
+
+struct Linear {
+  const void* x;
+  const uint32_t* words;
+  const void* bias;
+  void* y;
+  Dtype dtype;
+  int64_t batch, rows, k;
+};
+
+Linear linear_of(const Tensor& x, const Tensor& words, const std::optional<Tensor>& bias,
+                 const Tensor& y) {
+  if (x.ndim() != 2 || y.ndim() != 2) x.fail("x and y need two dimensions");
+  Linear l{};
+  l.dtype = dtype_of(x);
+  l.batch = x.dim(0), l.k = x.dim(1), l.rows = y.dim(1);
+  l.x = x.data<void>();
+  l.y = same_dtype(y, l.dtype).sized(l.batch * l.rows).data<void>();
+  l.words = words.sized(l.rows * row_words(l.k)).words();
+  l.bias = bias ? same_dtype(*bias, l.dtype).sized(l.rows).data<void>() : nullptr;
+  return l;
+}
+
+void masked_linear(py::object x, py::object weight, py::object words, py::object bias, py::object y,
+                   int nthreads) {
+  const Tensor tx(x, "x"), tw(weight, "weight"), tm(words, "words"), ty(y, "y");
+  const Linear l = linear_of(tx, tm, maybe(bias, "bias"), ty);
+  const void* w = same_dtype(tw, l.dtype).sized(l.rows * l.k).data<void>();
+  checked_threads(nthreads);
+  py::gil_scoped_release release;
+  kernels().masked_linear(l.x, w, l.words, l.bias, l.y, l.dtype, l.batch, l.rows, l.k, nthreads);
+}
+
+void ticket_linear(py::object x, py::object words, py::object signs, py::object bias, py::object y,
+                   float sigma, uint32_t key, uint32_t high, int nthreads) {
+  const Tensor tx(x, "x"), tm(words, "words"), ty(y, "y");
+  const auto ts = maybe(signs, "signs");
+  const Linear l = linear_of(tx, tm, maybe(bias, "bias"), ty);
+  if (ts) ts->of(kInt, 32).sized(tm.size());
+  checked_threads(nthreads);
+  py::gil_scoped_release release;
+  kernels().ticket_linear(l.x, l.words, optional_data<uint32_t>(ts), l.bias, l.y, l.dtype, l.batch,
+                          l.rows, l.k, sigma, key, high, nthreads);
+}
+
+}  // namespace
+
+void bind_linear(py::module_& m) {
+  m.def("masked_linear", &masked_linear);
+  m.def("ticket_linear", &ticket_linear);
+}
+
+}  // namespace st
