@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 from torch.utils.dlpack import to_dlpack
 
@@ -106,17 +107,22 @@ def define(
     backward: Callable | None = None,
     setup_context: Callable | None = None,
     choose: Callable[..., Choice] | None = None,
+    check: Callable | None = None,
     factory: bool = False,
 ) -> Callable:
-    """Register one op: schema, CPU and reference (any other device) bodies, Meta, autograd.
+    """Register one op: schema, CPU and reference (CUDA) bodies, Meta, autograd.
 
-    A ``factory`` op has no tensor argument that must be there; its body looks at ``device``.
+    ``check`` raises for arguments the reference would misread; left out, Meta does it. A
+    ``factory`` op has no tensor argument that must be there; its body looks at ``device``.
     Returns the op as a plain callable.
     """
     name = schema.split("(")[0]
     LIB.define(schema)
     _OPS.add(name)
-    fallback = _checked_reference(reference, meta)
+    meta = _on_one_device(name, meta)
+    fallback = _checked_reference(reference, check or meta)
+    if backward is not None:
+        cpu, fallback = _reverse_only(name, cpu), _reverse_only(name, fallback)
     if factory:
         LIB.impl(name, _by_device(cpu, fallback, meta), "CompositeExplicitAutograd")
     else:
@@ -134,6 +140,35 @@ def define(
     if choose is not None:
         _CHOOSERS[name] = choose
     return op
+
+
+def _on_one_device(name: str, meta: Callable) -> Callable:
+    """Meta that refuses tensors of several devices. The dispatcher sends such a mixture to CUDA's
+    or Meta's body, both of which come here; the CPU body sees CPU tensors only."""
+
+    @functools.wraps(meta)
+    def run(*args, **kwargs):
+        devices = {device.type for device in _devices_of(args, kwargs)}
+        if len(devices) > 1:
+            listed = ", ".join(sorted(devices))
+            raise ValueError(f"{name}: got tensors on {listed}, need one device")
+        return meta(*args, **kwargs)
+
+    return run
+
+
+def _reverse_only(name: str, body: Callable) -> Callable:
+    """``body`` that refuses forward-mode differentiation, whose tangents would silently be 0."""
+
+    @functools.wraps(body)
+    def run(*args, **kwargs):
+        if forward_ad._current_level >= 0:  # torch.func.jvp hides the tangents themselves
+            raise NotImplementedError(
+                f"{name}: has no forward-mode derivative (jvp, jacfwd, dual_level); use backward"
+            )
+        return body(*args, **kwargs)
+
+    return run
 
 
 def _with_all_needs(backward: Callable, count: int) -> Callable:
@@ -173,12 +208,12 @@ def _by_device(cpu: Callable, fallback: Callable, meta: Callable) -> Callable:
     return run
 
 
-def _checked_reference(reference: Callable, meta: Callable) -> Callable:
-    """The reference as a body for devices without kernels: Meta's checks first, logged once."""
+def _checked_reference(reference: Callable, check: Callable) -> Callable:
+    """The reference as a body for devices without kernels: checked first, logged once."""
 
     @functools.wraps(reference)
     def run(*args, **kwargs):
-        meta(*args, **kwargs)
+        check(*args, **kwargs)
         _log_once()
         return reference(*args, **kwargs)
 
@@ -190,15 +225,17 @@ def _log_once() -> None:
     _LOG.warning("no kernels for this device yet: ops run the plain torch reference")
 
 
+def _devices_of(args: tuple, kwargs: dict) -> set[torch.device]:
+    tensors = (t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
+    asked = kwargs.get("device")
+    return {t.device for t in tensors} | (set() if asked is None else {torch.device(asked)})
+
+
 def explain_op(name: str, *args, **kwargs) -> Choice:
     """Which kernel ``torch.ops.sparseticket.<name>(*args, **kwargs)`` would run, and why."""
     if name not in _OPS:
         raise ValueError(f"explain: unknown op {name!r}; known: {', '.join(sorted(_OPS))}")
-    devices = {
-        leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-    }
-    devices |= {torch.device(kwargs["device"])} if kwargs.get("device") is not None else set()
-    if any(device.type != "cpu" for device in devices):
+    if any(device.type != "cpu" for device in _devices_of(args, kwargs)):
         return Choice(name, "reference", "no kernel for this device yet, plain torch runs it")
     if name in _CHOOSERS:
         return _CHOOSERS[name](*args, **kwargs)

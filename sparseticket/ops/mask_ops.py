@@ -26,7 +26,7 @@ def _cpu(a, b, op):
 
 def _meta(a, b, op):
     _check(a, b, op)
-    return torch.empty_like(a) if op in _LOGICAL else a.new_empty((), dtype=torch.int64)
+    return a.new_empty(a.shape) if op in _LOGICAL else a.new_empty((), dtype=torch.int64)
 
 
 def _check(a, b, op):

@@ -61,6 +61,8 @@ def check_frozen(op, x, weight, scores, transform, seed):
         check_recipe(op, seed, "signed_constant")
     if transform not in ("abs", "identity"):
         raise ValueError(f"{op}: transform: got {transform!r}, accepted: abs, identity")
+    if not scores.dtype.is_floating_point:
+        raise TypeError(f"{op}: scores: got {scores.dtype}, need a floating-point dtype")
     if weight is not None and (weight.shape != scores.shape or weight.dtype != x.dtype):
         raise ValueError(
             f"{op}: weight: got {weight.dtype} {tuple(weight.shape)}, need {x.dtype} "

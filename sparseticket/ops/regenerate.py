@@ -28,23 +28,19 @@ def _cpu(
     channels_last=False,
 ):
     dtype = dtype or torch.float32
+    _check(seed, shape, dist, stream, dtype, words)
     rows, k = canonical_shape(shape)
-    check_recipe("regenerate", seed, dist, stream, dtype)
-    check_calls(rows, k, dist)
     channels, taps = channels_and_taps(shape)
     last = channels_last and len(shape) == 4
     if last:
         channels, taps = channels * taps, 1
-    if words is not None:
-        check_words("regenerate", words, rows, k)
-        words = words.contiguous()
     kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
     flat = torch.empty(rows * k, dtype=kernel_dtype, device=device)
     key, high = prng.stream_key(seed, layer, "sign" if dist == "signed_constant" else stream, draw)
     table = torch.from_numpy(prng.normal_quantiles().copy()) if dist == "normal" else None
     C.regenerate(
         cap(flat),
-        None if words is None else cap(words),
+        None if words is None else cap(words.contiguous()),
         None if table is None else cap(table),
         rows,
         channels,
@@ -63,6 +59,14 @@ def _cpu(
 
 def _reference_body(*args, dtype=None, **kwargs):
     return _reference.regenerate(*args, dtype=dtype or torch.float32, **kwargs)
+
+
+def _check(seed, shape, dist, stream, dtype, words):
+    rows, k = canonical_shape(shape)
+    check_recipe("regenerate", seed, dist, stream, dtype)
+    check_calls(rows, k, dist)
+    if words is not None:
+        check_words("regenerate", words, rows, k)
 
 
 def check_calls(rows, k, dist):
@@ -94,7 +98,7 @@ def _meta(
     words=None,
     channels_last=False,
 ):
-    check_recipe("regenerate", seed, dist, stream, dtype or torch.float32)
+    _check(seed, shape, dist, stream, dtype or torch.float32, words)
     last = channels_last and len(shape) == 4
     return torch.empty(
         shape,

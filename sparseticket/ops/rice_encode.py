@@ -15,10 +15,14 @@ def rice_bits(words: torch.Tensor, k: int, parameter: int) -> int:
     return C.rice_encode(cap(words.contiguous()), k, parameter, None)
 
 
-def _cpu(words, k, parameter):
+def _check(words, k, parameter):
     check_words("rice_encode", words, words.shape[0], k)
     if not 0 <= parameter <= 30:
         raise ValueError(f"rice_encode: parameter: got {parameter}, need 0..30")
+
+
+def _cpu(words, k, parameter):
+    _check(words, k, parameter)
     words = words.contiguous()
     bits = C.rice_encode(cap(words), k, parameter, None)
     payload = torch.zeros((bits + 7) // 8, dtype=torch.uint8)
@@ -27,6 +31,9 @@ def _cpu(words, k, parameter):
 
 
 def _meta(words, k, parameter):
+    _check(words, k, parameter)
+    if words.device.type == "meta":
+        raise NotImplementedError("rice_encode: words: the code of a meta tensor has no known size")
     return words.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 
 
@@ -35,4 +42,5 @@ rice_encode = define(
     cpu=_cpu,
     reference=_reference.rice_encode,
     meta=_meta,
+    check=_check,
 )

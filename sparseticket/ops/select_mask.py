@@ -97,12 +97,17 @@ def _layout(scores):
     return scores.view(-1), (rows, channels, taps, canonical)
 
 
-def _check_static(scores, kept, scope, transform):
+def _check_static(scores, kept, scope, transform, min_keep):
     if scope not in _SCOPES:
         raise ValueError(f"select_mask: scope: got {scope!r}, accepted: {', '.join(_SCOPES)}")
     if transform not in _TRANSFORMS:
         raise ValueError(
             f"select_mask: transform: got {transform!r}, accepted: {', '.join(_TRANSFORMS)}"
+        )
+    if min_keep < 0 or (min_keep and scope != "global"):
+        raise ValueError(
+            f"select_mask: min_keep: got {min_keep} with scope={scope!r}, need 0, or with "
+            "scope='global' a number >= 0"
         )
     for s in scores:
         if s.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -116,13 +121,15 @@ def _check_static(scores, kept, scope, transform):
 
 
 def _check(scores, kept, within, scope, transform, min_keep):
-    _check_static(scores, kept, scope, transform)
+    _check_static(scores, kept, scope, transform, min_keep)
     if within is not None:
         if len(within) != len(scores):
             raise ValueError(
                 f"select_mask: within: got {len(within)} masks for {len(scores)} tensors"
             )
         for w, s in zip(within, scores, strict=True):
+            if w.device != s.device:  # masks in a list have no say in where the op runs
+                raise ValueError(f"select_mask: within: got {w.device}, need {s.device}")
             check_words("select_mask", w, *canonical_shape(s.shape), name="within")
             check_padding("select_mask", w, canonical_shape(s.shape)[1], "within")
     candidates = [_candidates(scores, within, i) for i in range(len(scores))]
@@ -147,7 +154,7 @@ def _candidates(scores, within, i):
 
 
 def _meta(scores, kept, within=None, state=None, scope="layer", transform="abs", min_keep=0):
-    _check_static(scores, kept, scope, transform)
+    _check_static(scores, kept, scope, transform, min_keep)
     words = [s.new_empty(words_shape(s.shape), dtype=torch.int32) for s in scores]
     groups = len(scores) if scope == "layer" else 1
     device = scores[0].device if scores else "cpu"

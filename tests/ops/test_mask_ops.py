@@ -56,6 +56,7 @@ def test_opcheck_and_compiled(op):
     a, b = _words((4, 6)), None if op == "popcount" else _words((4, 6))
     torch.library.opcheck(ops.mask_ops, (a, b, op))
     assert torch.equal(oracle.compiled(ops.mask_ops)(a, b, op), reference(a, b, op))
+    torch.library.opcheck(ops.mask_ops, (a.t(), None if b is None else b.t(), op))
 
 
 def test_errors():

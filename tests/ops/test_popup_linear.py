@@ -241,6 +241,7 @@ def test_errors():
             (x[:, :9], None, scores, words, "abs"),
         ),
         (ValueError, r"words: .*\(4, 4\), need int32", (x, None, scores, words[1:], "abs")),
+        (TypeError, r"scores: got torch\.int64, need a", (x, None, scores.long(), words, "abs")),
     ]:
         *tensors, transform = args
         with pytest.raises(error, match="popup_linear: " + text):

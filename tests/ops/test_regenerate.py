@@ -127,3 +127,5 @@ def test_errors():
         ops.regenerate(*good, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"regenerate: words: .*\(5, 2\), need int32 \(5, 4\)"):
         ops.regenerate(*good, words=torch.zeros(5, 2, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"regenerate: words: .*\(5, 2\), need int32 \(5, 4\)"):
+        ops.regenerate(*good, words=torch.zeros(5, 2, dtype=torch.int32, device="meta"))

@@ -76,3 +76,9 @@ def test_errors():
     for parameter in (-1, 31):
         with pytest.raises(ValueError, match=rf"parameter: got {parameter}, need 0\.\.30"):
             ops.rice_decode(payload, 3, 3, 1, parameter)
+    for numbers in ((-3, 3, 0), (3, -3, 0), (-3, -3, 0), (3, 3, -1), (3, 3, 10)):
+        listed = ", ".join(map(str, numbers))
+        with pytest.raises(ValueError, match=rf"rows, k, kept: got {listed}, need 0 <= kept <="):
+            ops.rice_decode(payload, *numbers, 0)
+        with pytest.raises(ValueError, match=rf"rows, k, kept: got {listed}, need 0 <= kept <="):
+            ops.rice_decode(payload.to("meta"), *numbers, 0)

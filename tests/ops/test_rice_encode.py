@@ -51,3 +51,5 @@ def test_errors():
     for parameter in (-1, 31):
         with pytest.raises(ValueError, match=rf"parameter: got {parameter}, need 0\.\.30"):
             ops.rice_encode(words, 70, parameter)
+    with pytest.raises(NotImplementedError, match="rice_encode: words: the code of a meta tensor"):
+        ops.rice_encode(words.to("meta"), 70, 0)

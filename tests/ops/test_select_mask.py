@@ -386,7 +386,8 @@ def test_opcheck(scope):
     kept = [100, 50] if scope == "layer" else [150]
     _, state = ops.select_mask(scores, kept, within, None, scope)
     torch.library.opcheck(ops.select_mask, (scores, kept, within, state, scope, "identity"))
-    torch.library.opcheck(ops.select_mask, (scores, kept), {"scope": scope, "min_keep": 3})
+    floor = 3 if scope == "global" else 0
+    torch.library.opcheck(ops.select_mask, (scores, kept), {"scope": scope, "min_keep": floor})
 
 
 def test_compiled():
@@ -426,6 +427,16 @@ def test_errors():
             ValueError,
             "kept: got 31, but min_keep=20 a tensor alone keeps 32",
             ([a, b], [31], None, None, "global", "abs", 20),
+        ),
+        (
+            ValueError,
+            "min_keep: got -1 with scope='global', need 0, or",
+            ([a, b], [31], None, None, "global", "abs", -1),
+        ),
+        (
+            ValueError,
+            "min_keep: got 2 with scope='layer', need 0, or",
+            ([a], [31], None, None, "layer", "abs", 2),
         ),
         (ValueError, "within: got 1 masks for 2 tensors", ([a, b], [1, 1], [words])),
         (

@@ -34,3 +34,6 @@ def test_opcheck_and_compiled():
 def test_errors():
     with pytest.raises(ValueError, match=r"seed: got -1, need an integer in \[0, 2\*\*63\)"):
         ops.sign_words(-1, 0, (3, 3))
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match=r"needs 4398046511104 generator calls, a stream has"):
+            ops.sign_words(1, 0, (2**20, 2**28), device=device)

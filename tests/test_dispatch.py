@@ -1,0 +1,90 @@
+"""What every op owes to its registration: devices, the reference elsewhere, no false tangents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+
+from sparseticket import ops
+
+GEOMETRY = ((1, 1), (1, 1), (1, 1), 2)
+RECIPE = (5, 7, "signed_constant", 0.5)
+
+
+def _calls() -> dict[str, tuple]:
+    """Small valid arguments of every op that takes tensors."""
+    torch.manual_seed(0)
+    mask, conv_mask = torch.rand(5, 70) < 0.5, torch.rand(6, 2, 3, 3) < 0.05
+    words, conv_words = ops.pack_mask(mask), ops.pack_mask(conv_mask)
+    x, weight, bias = torch.randn(3, 70), torch.randn(5, 70), torch.randn(5)
+    x4d, conv_weight, conv_bias = torch.randn(2, 4, 7, 9), torch.randn(6, 2, 3, 3), torch.randn(6)
+    code = ops.rice_encode(words, 70, 1)
+    return {
+        "apply_mask": (weight, words),
+        "mask_ops": (words, ~words, "xor"),
+        "masked_conv2d": (x4d, conv_weight, conv_words, conv_bias, *GEOMETRY),
+        "masked_linear": (x, weight, words, bias),
+        "pack_mask": (mask,),
+        "popup_conv2d": (
+            *(x4d, conv_weight, conv_weight + 1, conv_words, conv_bias, "abs", 5, 7, 0.5),
+            *GEOMETRY,
+        ),
+        "popup_linear": (x, weight, weight + 1, words, bias, "abs", 5, 7, 0.5),
+        "rice_decode": (code, 5, 70, int(mask.sum()), 1),
+        "rice_encode": (words, 70, 1),
+        "select_mask": ([weight, x], [100, 30]),
+        "ticket_conv2d": (x4d, conv_words, conv_bias, *RECIPE, (6, 2, 3, 3), *GEOMETRY),
+        "ticket_linear": (x, words, bias, *RECIPE),
+        "unpack_mask": (words, (5, 70)),
+    }
+
+
+CALLS = _calls()
+FACTORIES = {"regenerate", "sign_words"}
+
+
+def test_every_op_is_listed():
+    public = {n for n in ops.__all__ if isinstance(getattr(ops, n), torch._ops.OpOverload)}
+    assert public == CALLS.keys() | FACTORIES
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_body_of_other_devices_is_the_reference(name):
+    """What a CUDA tensor would meet, run on CPU tensors."""
+    op, args = getattr(ops, name), CALLS[name]
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    made = pytree.tree_leaves(op.redispatch(cuda, *args))
+    for got, expected in zip(made, pytree.tree_leaves(op(*args)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_of_several_devices_are_refused(name):
+    op, (leaves, spec) = getattr(ops, name), pytree.tree_flatten(CALLS[name])
+    places = [i for i, a in enumerate(leaves) if isinstance(a, torch.Tensor)]
+    for i in places if len(places) > 1 else []:
+        moved = [a.to("meta") if j == i else a for j, a in enumerate(leaves)]
+        with pytest.raises(ValueError, match=f"{name}: got tensors on cpu, meta, need one device"):
+            op(*pytree.tree_unflatten(moved, spec))
+
+
+def test_masks_of_another_device_are_refused():
+    words = ops.pack_mask(torch.rand(5, 70) < 0.5)
+    with pytest.raises(ValueError, match="select_mask: within: got meta, need cpu"):
+        ops.select_mask([torch.randn(5, 70)], [3], [words.to("meta")])
+    with pytest.raises(ValueError, match="regenerate: got tensors on cpu, meta, need one"):
+        ops.regenerate(*RECIPE[:2], (5, 70), *RECIPE[2:], words=words.to("meta"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in CALLS if n.split("_")[0] in ("apply", "masked", "popup", "ticket")]
+)
+def test_forward_mode_is_refused(name):
+    """torch would give tangents of 0."""
+    op, (x, *rest) = getattr(ops, name), CALLS[name]
+    with pytest.raises(NotImplementedError, match=f"{name}: has no forward-mode derivative"):
+        torch.func.jvp(lambda t: op(t, *rest), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        op(torch.autograd.forward_ad.make_dual(x, x), *rest)
+    op(x, *rest)
