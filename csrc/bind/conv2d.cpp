@@ -17,6 +17,9 @@ Conv conv_of(const Tensor& x, const Tensor& y, const Geometry& g) {
   if (c.groups < 1 || c.channels % c.groups || c.outputs % c.groups || c.stride_h < 1 ||
       c.stride_w < 1 || c.dilation_h < 1 || c.dilation_w < 1 || y.dim(0) != c.batch)
     x.fail("does not fit the geometry");
+  const double padded = (2.0 * c.pad_h + c.height) * (2.0 * c.pad_w + c.width);
+  if (padded * c.batch * c.channels > 1e15)  // so that no product of sizes below overflows
+    x.fail("no memory holds it with this padding");
   if (c.out_height <= 1) c.stride_h = 1;  // a stride that is never taken
   if (c.out_width <= 1) c.stride_w = 1;
   const auto fits = [](int64_t in, int64_t pad, int64_t dilation, int64_t kernel, int64_t stride,

@@ -41,6 +41,9 @@ class Tensor {
     if (!managed) throw pybind11::error_already_set();
     tensor_ = &managed->dl_tensor;
     if (tensor_->device.device_type != 1) fail("need a CPU tensor");
+    const int64_t bytes = item_bytes();
+    if (bytes > 1 && size() > 0 && reinterpret_cast<uintptr_t>(data<char>()) % bytes != 0)
+      fail("its memory is not aligned to its elements: clone it");
     int64_t expected = 1;
     for (int i = tensor_->ndim - 1; i >= 0; --i) {
       if (tensor_->strides && tensor_->shape[i] > 1 && tensor_->strides[i] != expected &&
