@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test sanitize bench lint format clean
 
 # Find two tickets on real data, beside a dense-trained and a random-mask control.
 # On other data: make demo ARGS="--dataset mnist --data DIR" (or cifar10).
@@ -15,6 +15,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
+# The C++ core alone under AddressSanitizer and UBSan (part of test, too).
+sanitize: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest tests/test_sanitize.py
+
 # Every kernel beside dense torch and others; rows go to bench/results.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.run
@@ -22,12 +26,12 @@ bench: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/native -name '*.cpp' -o -name '*.h')
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find csrc tests/native -name '*.cpp' -o -name '*.h')
 
 clean:
 	rm -rf $(VENV) build dist demo_out *.egg-info sparseticket/_C*.so
