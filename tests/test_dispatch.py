@@ -41,6 +41,7 @@ def _calls() -> dict[str, tuple]:
 
 
 CALLS = _calls()
+DIFFERENTIABLE = [n for n in CALLS if n.split("_")[0] in ("apply", "masked", "popup", "ticket")]
 FACTORIES = {"regenerate", "sign_words"}
 
 
@@ -77,9 +78,25 @@ def test_masks_of_another_device_are_refused():
         ops.regenerate(*RECIPE[:2], (5, 70), *RECIPE[2:], words=words.to("meta"), device="cpu")
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in CALLS if n.split("_")[0] in ("apply", "masked", "popup", "ticket")]
-)
+@pytest.mark.parametrize("full", [False, True], ids=["sparse", "full"])
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_outputs_may_be_changed_in_place(name, full):
+    """As nn.ReLU(inplace=True) does, after every shape of input that is run in its own way."""
+    op, (x, *rest) = getattr(ops, name), CALLS[name]
+    if full:
+        rest = [
+            a | -1 if isinstance(a, torch.Tensor) and a.dtype == torch.int32 else a for a in rest
+        ]
+    many = [] if name == "apply_mask" else [x[:1].expand(20, *x.shape[1:]), x[0], x[None, :1]]
+    for given in (x, *(t for t in many if t.ndim < 5)):
+        leaf = given.clone().requires_grad_()
+        torch.autograd.backward(op(leaf, *rest).relu_().sum())
+        inplace, leaf.grad = leaf.grad, None
+        torch.autograd.backward(op(leaf, *rest).relu().sum())
+        assert torch.equal(inplace, leaf.grad)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_forward_mode_is_refused(name):
     """torch would give tangents of 0."""
     op, (x, *rest) = getattr(ops, name), CALLS[name]

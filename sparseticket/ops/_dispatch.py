@@ -37,6 +37,7 @@ __all__ = [
 C = _C
 LIB = torch.library.Library("sparseticket", "DEF")
 _LOG = logging.getLogger("sparseticket")
+_VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _OPS: set[str] = set()
 _CHOOSERS: dict[str, Callable[..., Choice]] = {}
 cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
@@ -126,8 +127,8 @@ def define(
     if factory:
         LIB.impl(name, _by_device(cpu, fallback, meta), "CompositeExplicitAutograd")
     else:
-        LIB.impl(name, _without_autocast(cpu, "cpu"), "CPU")
-        LIB.impl(name, _without_autocast(fallback, "cuda"), "CUDA")
+        LIB.impl(name, _as_kernel(cpu, "cpu"), "CPU")
+        LIB.impl(name, _as_kernel(fallback, "cuda"), "CUDA")
     torch.library.register_fake(f"sparseticket::{name}", meta, lib=LIB)
     op = getattr(torch.ops.sparseticket, name).default
     if backward is not None:
@@ -184,13 +185,17 @@ def _with_all_needs(backward: Callable, count: int) -> Callable:
     return run
 
 
-def _without_autocast(body: Callable, device_type: str) -> Callable:
+def _as_kernel(body: Callable, device_type: str) -> Callable:
+    """``body`` as a C++ kernel would run: without autocast, and with its views untracked, so that
+    an output made by ``view`` is no view to autograd (``nn.ReLU(inplace=True)`` would raise)."""
+
     @functools.wraps(body)
     def run(*args, **kwargs):
-        if not torch.is_autocast_enabled(device_type):
-            return body(*args, **kwargs)
-        with autocast_off(device_type):
-            return body(*args, **kwargs)
+        with torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING):
+            if not torch.is_autocast_enabled(device_type):
+                return body(*args, **kwargs)
+            with autocast_off(device_type):
+                return body(*args, **kwargs)
 
     return run
 
