@@ -106,7 +106,9 @@ def _selection_groups(modules: Iterable[SparseModule]) -> dict[tuple, list[Spars
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
-    """Run :func:`update_masks` after every ``optimizer.step()``; returns the handle to undo it.
+    """Run :func:`update_masks` now and after every ``optimizer.step()``; returns the handle to
+    undo the latter. Now, because what stands between conversion and training may write the scores:
+    DistributedDataParallel broadcasts them.
 
     The surest way: a forward pass on stale masks raises, but it cannot see the steps of optimizers
     with ``fused=True``, which write the scores without counting a new version of the tensor.
@@ -118,6 +120,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.ho
             "attach: optimizer: it holds no scores of this model; convert the model first, then "
             "build the optimizer from its parameters that require gradients"
         )
+    update_masks(model)
     return optimizer.register_step_post_hook(lambda *_: update_masks(model))
 
 

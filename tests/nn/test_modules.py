@@ -333,6 +333,15 @@ def test_attach_updates_after_every_step_until_removed():
         model(x)
 
 
+def test_attach_selects_at_once():
+    model = nn.Sequential(_build("linear", "scored"), nn.ReLU())
+    with torch.no_grad():  # what DistributedDataParallel's broadcast does to every parameter
+        model[0].scores.copy_(model[0].scores.flip(0))
+    st.attach(model, torch.optim.SGD([model[0].scores], lr=1.0))
+    model(_input("linear"))
+    assert model[0].mask == st.select_mask(model[0].scores, density=0.4)
+
+
 def test_attach_refuses_a_foreign_optimizer():
     module = _build("linear", "scored")
     with pytest.raises(ValueError, match="holds no scores"):
