@@ -27,6 +27,10 @@ inline uint64_t bits_from(const uint32_t* ST_RESTRICT row, int64_t words_a_row, 
   return shift == 0 || w + 2 >= words_a_row ? low : low | unit_at(row + w + 2) << (64 - shift);
 }
 
+inline void store_unit(uint32_t* words, uint64_t bits) {
+  words[0] = static_cast<uint32_t>(bits);
+  words[1] = static_cast<uint32_t>(bits >> 32);
+}
 inline void or_unit(uint32_t* words, uint64_t bits) {
   words[0] |= static_cast<uint32_t>(bits);
   words[1] |= static_cast<uint32_t>(bits >> 32);
@@ -56,18 +60,17 @@ inline uint64_t deposit(uint64_t bits, uint64_t places) {
 }
 #endif
 
-// The bits of a row in memory order are walked in blocks of up to kBlockUnits units. With few taps
-// a block is 64 channels, so that each tap has one unit of it in canonical order.
+// The bits of a row in memory order are walked in blocks of up to kBlockUnits units. With a few
+// taps a block is 64 channels, so that each tap has one unit of it in canonical order.
 constexpr int64_t kBlockUnits = 64;
 inline int64_t block_size(const Layout& layout) {
-  return 64 * (layout.taps < kBlockUnits ? layout.taps : kBlockUnits);
+  return 64 * (layout.taps > 1 && layout.taps < kBlockUnits ? layout.taps : kBlockUnits);
 }
 inline int64_t canonical_column(const Layout& layout, int64_t at) {
   return at % layout.taps * layout.channels + at / layout.taps;
 }
 
-// Every taps-th bit. The places of tap s in memory unit j of a block are these, shifted by
-// (s - 64 * j) mod taps.
+// Every taps-th bit: shifted by i, the places in a memory unit of the tap that its bit i is of.
 inline uint64_t every(int64_t taps) {
   uint64_t bits = 0;
   for (int64_t i = 0; i < 64; i += taps) bits |= uint64_t{1} << i;
@@ -82,7 +85,7 @@ inline void memory_bits(const uint32_t* ST_RESTRICT row, const Layout& layout, i
   const int64_t left = columns - at, n = left < block_size(layout) ? left : block_size(layout);
   const int64_t units = (n + 63) / 64;
   if (taps == 1) {
-    memory[0] = unit_at(row + (at >> 5));
+    for (int64_t j = 0; j < units; ++j) memory[j] = unit_at(row + (at >> 5) + 2 * j);
     return;
   }
   for (int64_t j = 0; j < units; ++j) memory[j] = 0;
@@ -94,28 +97,28 @@ inline void memory_bits(const uint32_t* ST_RESTRICT row, const Layout& layout, i
     return;
   }
   const uint64_t all = every(taps), channels = low_bits(n / taps);
-  for (int64_t s = 0; s < taps; ++s) {
-    uint64_t bits = bits_from(row, words_a_row, s * layout.channels + at / taps) & channels;
-    for (int64_t j = 0, place = s; j < units; ++j) {
-      const uint64_t places = all << place;
-      const int count = __builtin_popcountll(places);
-      memory[j] |= deposit(bits, places);
-      bits = count == 64 ? 0 : bits >> count;
-      place += count * taps - 64;
+  uint64_t bits[kBlockUnits];  // those of each tap that are not placed yet
+  for (int64_t s = 0; s < taps; ++s)
+    bits[s] = bits_from(row, words_a_row, s * layout.channels + at / taps) & channels;
+  for (int64_t j = 0, first = 0; j < units; ++j) {
+    uint64_t unit = 0;
+    for (int64_t i = 0, s = first; i < taps; ++i) {
+      const uint64_t places = all << i;
+      unit |= deposit(bits[s], places);
+      bits[s] = bits[s] >> 1 >> (__builtin_popcountll(places) - 1);
+      if (++s == taps) s = 0;
     }
+    memory[j] = unit;
+    first = (first + 64) % taps;
   }
 }
 
-// The inverse: the first n bits of a block into a zeroed row.
+// The inverse, for taps > 1: a block's bits into a zeroed row.
 inline void canonical_bits(const uint64_t* ST_RESTRICT memory, const Layout& layout, int64_t at,
                            uint32_t* ST_RESTRICT row) {
   const int64_t left = columns_of(layout) - at, taps = layout.taps;
   const int64_t n = left < block_size(layout) ? left : block_size(layout);
   const int64_t units = (n + 63) / 64;
-  if (taps == 1) {
-    or_unit(row + (at >> 5), memory[0]);
-    return;
-  }
   if (taps > kBlockUnits) {
     for (int64_t i = 0; i < n; ++i) {
       const int64_t k = canonical_column(layout, at + i);
@@ -124,17 +127,18 @@ inline void canonical_bits(const uint64_t* ST_RESTRICT memory, const Layout& lay
     return;
   }
   const uint64_t all = every(taps);
-  for (int64_t s = 0; s < taps; ++s) {
-    uint64_t bits = 0;
-    for (int64_t j = 0, place = s, filled = 0; j < units; ++j) {
-      const uint64_t places = all << place;
-      const int count = __builtin_popcountll(places);
-      bits |= extract(memory[j], places) << filled;
-      filled += count;
-      place += count * taps - 64;
+  uint64_t bits[kBlockUnits] = {};
+  int64_t filled[kBlockUnits] = {};
+  for (int64_t j = 0, first = 0; j < units; ++j) {
+    for (int64_t i = 0, s = first; i < taps; ++i) {
+      const uint64_t places = all << i;
+      bits[s] |= extract(memory[j], places) << filled[s];
+      filled[s] += __builtin_popcountll(places);
+      if (++s == taps) s = 0;
     }
-    put_bits(row, s * layout.channels + at / taps, bits);
+    first = (first + 64) % taps;
   }
+  for (int64_t s = 0; s < taps; ++s) put_bits(row, s * layout.channels + at / taps, bits[s]);
 }
 
 // ---------------------------------------------------------------- bytes
@@ -151,6 +155,14 @@ inline uint64_t nonzero_bytes(const uint8_t* p) {
         _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())));
   };
   return ~(static_cast<uint64_t>(zeros(p + 32)) << 32 | zeros(p));
+#elif defined(__SSE2__)
+  uint64_t zeros = 0;
+  for (int i = 0; i < 64; i += 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + i));
+    const int equal = _mm_movemask_epi8(_mm_cmpeq_epi8(bytes, _mm_setzero_si128()));
+    zeros |= static_cast<uint64_t>(equal) << i;
+  }
+  return ~zeros;
 #else
   uint64_t bits = 0;
   for (int i = 0; i < 64; i += 8) {
@@ -180,6 +192,16 @@ inline void spread_bytes(uint64_t bits, uint8_t* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32 * i),
                         _mm256_and_si256(set, _mm256_set1_epi8(1)));
   }
+#elif defined(__SSE2__)
+  const __m128i place = _mm_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
+  for (int i = 0; i < 64; i += 16, bits >>= 16) {
+    __m128i each = _mm_cvtsi32_si128(static_cast<int>(bits & 0xFFFF));
+    each = _mm_unpacklo_epi8(each, each);  // each byte twice, then eight times
+    each = _mm_unpacklo_epi16(each, each);
+    each = _mm_unpacklo_epi32(each, each);
+    const __m128i set = _mm_cmpeq_epi8(_mm_and_si128(each, place), place);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + i), _mm_and_si128(set, _mm_set1_epi8(1)));
+  }
 #else
   for (int i = 0; i < 8; ++i, bits >>= 8) {
     // The product has bit j at 8 * (7 - j) + 7, the shift puts it low in byte 7 - j.
@@ -198,13 +220,13 @@ inline void keep_unit(const T* in, uint64_t bits, T* out) {
   constexpr int lanes = 64 / sizeof(T);
   for (int i = 0; i < 64; i += lanes) {
     const uint64_t here = bits >> i;
-    __m512i v;
+    __m512i v = _mm512_loadu_si512(in + i);
     if constexpr (sizeof(T) == 2)
-      v = _mm512_maskz_loadu_epi16(static_cast<__mmask32>(here), in + i);
+      v = _mm512_maskz_mov_epi16(static_cast<__mmask32>(here), v);
     else if constexpr (sizeof(T) == 4)
-      v = _mm512_maskz_loadu_epi32(static_cast<__mmask16>(here), in + i);
+      v = _mm512_maskz_mov_epi32(static_cast<__mmask16>(here), v);
     else
-      v = _mm512_maskz_loadu_epi64(static_cast<__mmask8>(here), in + i);
+      v = _mm512_maskz_mov_epi64(static_cast<__mmask8>(here), v);
     _mm512_storeu_si512(out + i, v);
   }
 }
@@ -227,64 +249,42 @@ inline void constant_unit(uint64_t signs, uint64_t kept, T plus, T minus, T* out
       _mm512_storeu_si512(out + i, _mm512_maskz_mov_epi32(static_cast<__mmask16>(kept >> i), v));
   }
 }
-#elif defined(__AVX2__)
-// All ones in each lane of sizeof(T) bytes whose bit is 1.
-template <typename T>
-inline __m256i lanes_of(uint64_t bits) {
-  if constexpr (sizeof(T) == 2) {
-    const __m256i place = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
-                                            8192, 16384, -32768);
-    const __m256i all = _mm256_set1_epi16(static_cast<short>(bits));
-    return _mm256_cmpeq_epi16(_mm256_and_si256(all, place), place);
-  } else if constexpr (sizeof(T) == 4) {
-    const __m256i place = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
-    return _mm256_cmpeq_epi32(_mm256_and_si256(all, place), place);
-  } else {
-    const __m256i place = _mm256_setr_epi64x(1, 2, 4, 8);
-    const __m256i all = _mm256_set1_epi64x(static_cast<int64_t>(bits));
-    return _mm256_cmpeq_epi64(_mm256_and_si256(all, place), place);
-  }
-}
-template <typename T>
-inline void keep_unit(const T* in, uint64_t bits, T* out) {
-  constexpr int lanes = 32 / sizeof(T);
-  for (int i = 0; i < 64; i += lanes) {
-    const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
-                        _mm256_and_si256(v, lanes_of<T>(bits >> i)));
-  }
-}
-template <typename T>
-inline void constant_unit(uint64_t signs, uint64_t kept, T plus, T minus, T* out) {
-  constexpr int lanes = 32 / sizeof(T);
-  const auto all = [](T v) {
-    if constexpr (sizeof(T) == 2) return _mm256_set1_epi16(static_cast<short>(v));
-    else return _mm256_set1_epi32(static_cast<int>(v));
-  };
-  const __m256i positive = all(plus), flip = all(static_cast<T>(plus ^ minus));
-  for (int i = 0; i < 64; i += lanes) {
-    const __m256i v =
-        _mm256_xor_si256(positive, _mm256_and_si256(lanes_of<T>(signs >> i), flip));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
-                        _mm256_and_si256(v, lanes_of<T>(kept >> i)));
-  }
-}
 #else
+#if defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
 template <typename T>
-inline T all_ones_if(uint64_t bit) {
-  return static_cast<T>(-static_cast<T>(bit & 1));
-}
+struct Lanes {
+  static constexpr int count = kVectorBytes / sizeof(T);
+  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  Vector place;
+  Lanes() {
+    for (int i = 0; i < count; ++i) place[i] = static_cast<T>(T{1} << i);
+  }
+  Vector of(uint64_t bits) const {  // all ones where the bit is 1
+    return (Vector)((place & (Vector{} + static_cast<T>(bits))) == place);
+  }
+};
 template <typename T>
 inline void keep_unit(const T* in, uint64_t bits, T* out) {
-  for (int i = 0; i < 64; ++i) out[i] = static_cast<T>(in[i] & all_ones_if<T>(bits >> i));
+  const Lanes<T> lanes;
+  for (int i = 0; i < 64; i += lanes.count) {
+    typename Lanes<T>::Vector v;
+    std::memcpy(&v, in + i, kVectorBytes);
+    v &= lanes.of(bits >> i);
+    std::memcpy(out + i, &v, kVectorBytes);
+  }
 }
 template <typename T>
 inline void constant_unit(uint64_t signs, uint64_t kept, T plus, T minus, T* out) {
+  const Lanes<T> lanes;
   const T flip = static_cast<T>(plus ^ minus);
-  for (int i = 0; i < 64; ++i)
-    out[i] = static_cast<T>((plus ^ (flip & all_ones_if<T>(signs >> i))) &
-                            all_ones_if<T>(kept >> i));
+  for (int i = 0; i < 64; i += lanes.count) {
+    const auto v = (plus ^ (lanes.of(signs >> i) & flip)) & lanes.of(kept >> i);
+    std::memcpy(out + i, &v, kVectorBytes);
+  }
 }
 #endif
 

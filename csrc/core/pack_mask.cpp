@@ -14,6 +14,11 @@ inline uint64_t gather(const uint8_t* ST_RESTRICT mask, int64_t n) {
 
 void pack_row(const uint8_t* ST_RESTRICT in, const Layout& layout, uint32_t* ST_RESTRICT out) {
   const int64_t columns = columns_of(layout), block = block_size(layout);
+  if (layout.taps == 1) {
+    for (int64_t at = 0; at < columns; at += 64)
+      store_unit(out + (at >> 5), gather(in + at, columns - at));
+    return;
+  }
   std::memset(out, 0, static_cast<size_t>(4 * row_words(columns)));
   for (int64_t at = 0; at < columns; at += block) {
     uint64_t memory[kBlockUnits];
