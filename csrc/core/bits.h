@@ -77,6 +77,49 @@ inline uint64_t every(int64_t taps) {
   return bits;
 }
 
+// The units of a block from the bits of each tap, and back. kTaps is the number of taps where the
+// compiler may know it (3x3 kernels: every place is then a constant), else 0.
+template <int kTaps>
+inline void deposit_taps(uint64_t* ST_RESTRICT bits, int64_t taps, int64_t units,
+                         uint64_t* ST_RESTRICT memory) {
+  if (kTaps) taps = kTaps;
+  const uint64_t all = every(taps);
+  int64_t s = 0;  // the tap of the unit's lowest bit
+#pragma GCC unroll 9
+  for (int64_t j = 0; j < (kTaps ? kTaps : units); ++j) {
+    if (j == units) break;
+    uint64_t unit = 0;
+#pragma GCC unroll 9
+    for (int64_t i = 0; i < taps; ++i) {
+      const uint64_t places = all << i;
+      unit |= deposit(bits[s], places);
+      bits[s] = bits[s] >> 1 >> (__builtin_popcountll(places) - 1);
+      s = s + 1 == taps ? 0 : s + 1;
+    }
+    memory[j] = unit;
+    s = (s + 64) % taps;
+  }
+}
+template <int kTaps>
+inline void extract_taps(const uint64_t* ST_RESTRICT memory, int64_t taps, int64_t units,
+                         uint64_t* ST_RESTRICT bits) {
+  if (kTaps) taps = kTaps;
+  const uint64_t all = every(taps);
+  int64_t filled[kBlockUnits] = {}, s = 0;
+#pragma GCC unroll 9
+  for (int64_t j = 0; j < (kTaps ? kTaps : units); ++j) {
+    if (j == units) break;
+#pragma GCC unroll 9
+    for (int64_t i = 0; i < taps; ++i) {
+      const uint64_t places = all << i;
+      bits[s] |= extract(memory[j], places) << filled[s];
+      filled[s] += __builtin_popcountll(places);
+      s = s + 1 == taps ? 0 : s + 1;
+    }
+    s = (s + 64) % taps;
+  }
+}
+
 // memory[0 .. units) = the row's bits in memory order from position `at`, the start of a block.
 inline void memory_bits(const uint32_t* ST_RESTRICT row, const Layout& layout, int64_t at,
                         uint64_t* ST_RESTRICT memory) {
@@ -96,21 +139,14 @@ inline void memory_bits(const uint32_t* ST_RESTRICT row, const Layout& layout, i
     }
     return;
   }
-  const uint64_t all = every(taps), channels = low_bits(n / taps);
-  uint64_t bits[kBlockUnits];  // those of each tap that are not placed yet
+  const uint64_t channels = low_bits(n / taps);
+  uint64_t bits[kBlockUnits];
   for (int64_t s = 0; s < taps; ++s)
     bits[s] = bits_from(row, words_a_row, s * layout.channels + at / taps) & channels;
-  for (int64_t j = 0, first = 0; j < units; ++j) {
-    uint64_t unit = 0;
-    for (int64_t i = 0, s = first; i < taps; ++i) {
-      const uint64_t places = all << i;
-      unit |= deposit(bits[s], places);
-      bits[s] = bits[s] >> 1 >> (__builtin_popcountll(places) - 1);
-      if (++s == taps) s = 0;
-    }
-    memory[j] = unit;
-    first = (first + 64) % taps;
-  }
+  if (taps == 9)
+    deposit_taps<9>(bits, taps, units, memory);
+  else
+    deposit_taps<0>(bits, taps, units, memory);
 }
 
 // The inverse, for taps > 1: a block's bits into a zeroed row.
@@ -126,18 +162,11 @@ inline void canonical_bits(const uint64_t* ST_RESTRICT memory, const Layout& lay
     }
     return;
   }
-  const uint64_t all = every(taps);
   uint64_t bits[kBlockUnits] = {};
-  int64_t filled[kBlockUnits] = {};
-  for (int64_t j = 0, first = 0; j < units; ++j) {
-    for (int64_t i = 0, s = first; i < taps; ++i) {
-      const uint64_t places = all << i;
-      bits[s] |= extract(memory[j], places) << filled[s];
-      filled[s] += __builtin_popcountll(places);
-      if (++s == taps) s = 0;
-    }
-    first = (first + 64) % taps;
-  }
+  if (taps == 9)
+    extract_taps<9>(memory, taps, units, bits);
+  else
+    extract_taps<0>(memory, taps, units, bits);
   for (int64_t s = 0; s < taps; ++s) put_bits(row, s * layout.channels + at / taps, bits[s]);
 }
 
