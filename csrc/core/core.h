@@ -94,13 +94,13 @@ struct Tap {
   X(void, regenerate,                                                                              \
     (void* ST_RESTRICT out, Dtype dtype, const uint32_t* ST_RESTRICT words,                        \
      const float* ST_RESTRICT table, Layout layout, Dist dist, float scale, uint32_t key,          \
-     uint32_t high, int nthreads))                                                                 \
+     uint32_t high, uint32_t* ST_RESTRICT signs, int nthreads))                                    \
   X(Selection, select_mask,                                                                        \
     (const Scores* ST_RESTRICT scores, int64_t count, int64_t eligible, int64_t kept, bool abs,    \
      uint32_t hint, SelectScratch scratch, int nthreads))                                          \
   X(int64_t, rice_encode,                                                                          \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int parameter,                    \
-     uint8_t* ST_RESTRICT payload))                                                                \
+     uint8_t* ST_RESTRICT payload, int64_t capacity))                                              \
   X(bool, rice_decode,                                                                             \
     (const uint8_t* ST_RESTRICT payload, int64_t bytes, uint32_t* ST_RESTRICT words, int64_t rows, \
      int64_t k, int64_t kept, int parameter))                                                      \
@@ -152,6 +152,10 @@ const Kernels& table();
 #endif
 
 namespace {
+// uint32 words of `signs` that regenerate needs for each thread.
+inline int64_t regenerate_sign_words(const Layout& layout) {
+  return row_words(layout) > 1024 ? row_words(layout) : 1024;
+}
 // Floats of `planes` that the direct convolutions need: zero-padded input planes plus slack for
 // whole-vector reads past the last pixel.
 inline int64_t conv_planes_floats(const Conv& c) {
