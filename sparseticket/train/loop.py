@@ -161,7 +161,8 @@ def search(
     progress: bool = True,
     extra: Mapping[str, Any] | None = None,
 ) -> SearchResult:
-    """Find a ticket in ``model``, in place; a dense model is first converted with ``config``.
+    """Find a ticket in ``model``, in place; a dense model is first converted with ``config``,
+    which for a model with sparse layers must be the config that made them.
 
     Trains every parameter that requires a gradient (the scores) and updates the masks after each
     step. Only ``val_loader`` is ever selected on, with ``select="best"``; it may be None.
@@ -184,6 +185,7 @@ def search(
         select=select,
     )
     _check_run(val_loader, recipe, device, seed, checkpoint_every)  # before the model changes
+    _check_converted(model, config)
     report = None if masks_of(model) else sparsify_(model, config)
     result = _fit(
         model,
@@ -353,6 +355,20 @@ def _check_run(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every: got {checkpoint_every}, need at least 1")
     return validation(val_loader, recipe)
+
+
+def _check_converted(model: nn.Module, config: Any) -> None:
+    """ValueError where ``config``, which the ticket will quote, is not what made the layers."""
+    for name, module in model.named_modules():
+        if not isinstance(module, SparseModule) or not hasattr(config, "plan"):
+            continue
+        made = vars(module.options) | ({"seed": module.recipe.seed} if module.recipe else {})
+        for key, value in (config.plan(name, module) or {}).items():
+            if key in made and made[key] != value:
+                raise ValueError(
+                    f"config: {key} is {value!r}, the layer {name!r} was made with {made[key]!r}; "
+                    "build the model anew, or give the config that converted it"
+                )
 
 
 def _run_epoch(

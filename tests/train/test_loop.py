@@ -358,6 +358,22 @@ def test_a_refused_search_leaves_the_model_dense(options, message):
     assert type(model[1]) is nn.Linear and model[2].weight.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (st.EdgePopup(density=0.1), "config: density is 0.1, the layer '1' was made with 0.5"),
+        (st.EdgePopup(density=0.5, seed=3), "config: seed is 3, the layer '1' was made with 0"),
+    ],
+)
+def test_a_ticket_quotes_the_config_that_made_its_layers(other, message):
+    model = build()
+    st.sparsify_(model, CONFIG)
+    with pytest.raises(ValueError, match=message):
+        run(model, config=other)
+    result = run(model, epochs=1)
+    assert result.report is None and result.ticket.meta["config"]["density"] == 0.5
+
+
 def test_nothing_to_train():
     model = build().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
