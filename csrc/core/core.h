@@ -37,11 +37,10 @@ inline int64_t row_words(const Layout& layout) { return row_words(columns_of(lay
 }  // namespace
 
 // One score tensor in memory order. canonical: memory order is canonical order although taps > 1
-// (channels-last); ties are still ranked by torch's logical index. eligible: bytes in memory order,
-// or null for all.
+// (channels-last); ties are still ranked by torch's logical index. within: words of the only
+// positions allowed, or null for all.
 struct Scores {
   const float* data;
-  const uint8_t* eligible;
   const uint32_t* within;
   uint32_t* words;
   Layout layout;
@@ -53,14 +52,44 @@ struct Selection {
   bool nan;            // a NaN was seen: the masks mean nothing
 };
 
-struct SelectScratch {
-  uint32_t* samples;     // kSelectSamples
-  uint32_t* candidates;  // capacity entries, split evenly over the threads
-  int64_t capacity;
-  int64_t* counts;  // kSelectBins * nthreads
+// Two words of a mask and their bits that the first pass could not decide.
+struct SelectUnit {
+  uint32_t* words;
+  uint64_t candidates;
 };
-constexpr int64_t kSelectSamples = 16384;
+struct SelectPart {  // one thread's share of a pass
+  int64_t above, inside, units;
+  bool nan, overflow;
+  uint32_t* refused;
+};
+struct SelectScratch {
+  int32_t* samples;   // 2 * kSelectSamples
+  int32_t* keys;      // (room + kSelectSlack) * nthreads
+  SelectUnit* units;  // one for every two words of the masks
+  SelectPart* parts;  // nthreads
+  int64_t* counts;    // kSelectBins * nthreads
+  uint32_t* row;      // row_words * nthreads
+  int64_t room, row_words;
+};
+constexpr int64_t kSelectSamples = 65536;
 constexpr int64_t kSelectBins = 2048;
+constexpr int64_t kSelectSlack = 96;  // keys written or read past the room
+
+// What popup_step reads and writes beside a Scores: gradients, first and second moments in the
+// scores' memory order. signs: the weights' signs, null if the gradients are those of the scores.
+struct ScoreState {
+  float* scores;
+  const float* grads;
+  float *momentum, *variance;
+  const uint32_t* signs;
+  float sigma;
+};
+struct ScoreRule {
+  bool adam, nesterov;
+  // Of SGD: lr, momentum, decay. Of AdamW: decay = 1 - lr * weight decay, lr = the bias-corrected
+  // step, root = sqrt(1 - beta2^step).
+  float lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
+};
 
 struct Conv {
   int64_t batch, channels, height, width;  // input
@@ -98,6 +127,9 @@ struct Tap {
   X(Selection, select_mask,                                                                        \
     (const Scores* ST_RESTRICT scores, int64_t count, int64_t eligible, int64_t kept, bool abs,    \
      uint32_t hint, SelectScratch scratch, int nthreads))                                          \
+  X(Selection, popup_step,                                                                         \
+    (const Scores* ST_RESTRICT scores, const ScoreState* ST_RESTRICT states, int64_t count,        \
+     ScoreRule rule, int64_t kept, bool abs, uint32_t hint, SelectScratch scratch, int nthreads))  \
   X(int64_t, rice_encode,                                                                          \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int parameter,                    \
      uint8_t* ST_RESTRICT payload, int64_t capacity))                                              \

@@ -34,10 +34,15 @@ def frozen_weight(x, weight, scores, words, seed, layer, sigma):
 
 
 def score_grads(ctx, dense_grad, x, weight, scores, words):
-    """(weight gradient or None, score gradient or None) from the dense gradient of W*mask."""
+    """(weight gradient or None, score gradient or None) from the dense gradient of W*mask.
+
+    With ``ctx.raw_grad`` the scores get that gradient itself; popup_step finishes it.
+    """
     _, need_weight, need_scores, *_ = ctx.needs_input_grad
     gs = None
-    if need_scores:
+    if need_scores and ctx.raw_grad:
+        gs = dense_grad.to(scores.dtype)
+    elif need_scores:
         seed, layer, sigma = ctx.recipe
         if weight is None:
             dense = regenerate(
@@ -74,7 +79,7 @@ def _choose(x, weight, *rest) -> Choice:
     return linear_choice("popup_linear", x, "seed" if weight is None else "dense weight")
 
 
-def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma):
+def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
     _check(x, weight, scores, words, bias, transform, seed)
     if _choose(x, weight).kernel == "materialised":
         dense = frozen_weight(x, weight, scores, words, seed, layer, sigma)
@@ -91,13 +96,13 @@ def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma):
     return fused_linear(kernel, x, scores.shape[0], bias)
 
 
-def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma):
+def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
     _check(x, weight, scores, words, bias, transform, seed)
     return x.new_empty(*x.shape[:-1], scores.shape[0])
 
 
 def _setup(ctx, inputs, output):
-    x, weight, scores, words, _, ctx.transform, *ctx.recipe = inputs
+    x, weight, scores, words, _, ctx.transform, *ctx.recipe, ctx.raw_grad = inputs
     ctx.save_for_backward(x, weight, scores, words)
 
 
@@ -108,12 +113,12 @@ def _backward(ctx, grad):
     gw = gs = None
     if need_weight or need_scores:
         gw, gs = score_grads(ctx, grad_weight(grad, x), x, weight, scores, words)
-    return gx, gw, gs, None, grad_bias(grad) if need_bias else None, None, None, None, None
+    return gx, gw, gs, None, grad_bias(grad) if need_bias else None, *[None] * 5
 
 
 popup_linear = define(
     "popup_linear(Tensor x, Tensor? weight, Tensor scores, Tensor words, Tensor? bias,"
-    " str transform, int seed, int layer, float sigma) -> Tensor",
+    " str transform, int seed, int layer, float sigma, bool raw_grad=False) -> Tensor",
     cpu=_cpu,
     reference=_reference.popup_linear,
     meta=_meta,
