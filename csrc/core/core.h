@@ -113,6 +113,14 @@ struct Tap {
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
      Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma, uint32_t key,               \
      uint32_t high, int nthreads))                                                                 \
+  X(void, live_starts,                                                                             \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t* ST_RESTRICT starts))     \
+  X(void, gather_live,                                                                             \
+    (const void* ST_RESTRICT dense, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT values,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
+  X(void, scatter_live,                                                                            \
+    (const void* ST_RESTRICT values, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT dense,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
   X(void, masked_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
      const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
