@@ -18,6 +18,7 @@ from .sign_words import sign_words
 from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
+from .sparse_pattern import sparse_pattern
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -43,6 +44,7 @@ __all__ = [
     "sparse_linear",
     "sparse_linear_dw",
     "sparse_linear_dx",
+    "sparse_pattern",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",

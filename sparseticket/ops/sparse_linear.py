@@ -4,11 +4,19 @@ import torch.nn.functional as F
 
 from sparseticket.reference import sparse_linear as _reference
 
-from ._dispatch import define
+from ._dispatch import C, cap, define, nthreads
 from .masked_linear import check_linear, grad_bias
 from .scatter_live import check_values, scatter_live
-from .sparse_linear_dw import sparse_linear_dw
+from .sparse_linear_dw import (
+    batch_inner,
+    batch_of,
+    empty_like_batch,
+    sparse_choice,
+    sparse_linear_dw,
+    with_batch_of,
+)
 from .sparse_linear_dx import sparse_linear_dx
+from .sparse_pattern import sparse_pattern
 
 __all__ = ["sparse_linear"]
 
@@ -21,14 +29,28 @@ def _check(x, values, words, bias):
         raise ValueError(f"sparse_linear: values: got {values.dtype}, need {x.dtype} like x")
 
 
+def _choose(x, values, words, bias=None, pattern=None, transposed=None):
+    return sparse_choice("sparse_linear", x, words.shape[0], x.shape[-1], values.shape[0])
+
+
 def _cpu(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
-    return F.linear(x, scatter_live(values, words, (words.shape[0], x.shape[-1])), bias)
+    rows, k = words.shape[0], x.shape[-1]
+    if _choose(x, values, words).kernel == "materialised":
+        return with_batch_of(x, F.linear(x, scatter_live(values, words, (rows, k)), bias))
+    if pattern is None:
+        pattern = sparse_pattern(words, k, values.shape[0])
+    y, out = empty_like_batch(x, rows)
+    x, *batch = batch_of(x, batch_inner(x))
+    v = values.contiguous()
+    b = None if bias is None else cap(bias.contiguous())
+    C.sparse_linear(cap(x), cap(v), cap(pattern), b, cap(out), *batch, nthreads())
+    return y
 
 
 def _meta(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
-    return x.new_empty(*x.shape[:-1], words.shape[0])
+    return empty_like_batch(x, words.shape[0])[0]
 
 
 def _setup(ctx, inputs, output):
@@ -52,4 +74,5 @@ sparse_linear = define(
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
+    choose=_choose,
 )

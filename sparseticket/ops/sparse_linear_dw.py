@@ -1,14 +1,72 @@
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sparseticket.reference import sparse_linear_dw as _reference
 
-from ._dispatch import check_words, define
+from ._dispatch import C, Choice, cap, check_words, define, nthreads
 from .gather_live import gather_live
 from .masked_linear import grad_weight
+from .sparse_pattern import sparse_pattern
 
-__all__ = ["sparse_linear_dw"]
+__all__ = [
+    "batch_inner",
+    "batch_of",
+    "empty_like_batch",
+    "sparse_choice",
+    "sparse_linear_dw",
+    "with_batch_of",
+]
+
+# Up to this density the sparse kernels are not slower than a dense GEMM on the written-out weight,
+# by whether there is one sample; from the crossover rows of bench/results.
+SPARSE_DENSITY = {"sample": 1.0, "batch": 0.6}
+
+
+def sparse_choice(op, x, rows, k, kept) -> Choice:
+    """Sparse or materialised, by the static table. ``x``: ``[..., features]``."""
+    samples = math.prod(x.shape[:-1])
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        return Choice(op, "materialised", f"the sparse kernels take no {x.dtype}")
+    if 0 in (samples, rows, k):
+        return Choice(op, "materialised", "no elements")
+    density, most = kept / (rows * k), SPARSE_DENSITY["sample" if samples == 1 else "batch"]
+    if density > most:
+        return Choice(op, "materialised", f"density {density:.3f} > {most}: dense GEMM")
+    if samples == 1:
+        return Choice(op, f"sparse rows {C.isa()}", f"1 sample, density {density:.3f}")
+    layout = "resident" if batch_inner(x) else "packed"
+    return Choice(op, f"sparse panels {C.isa()}", f"{samples} {layout} samples, {density:.3f} live")
+
+
+def batch_inner(x) -> bool:
+    """Whether the last two dimensions of ``x`` lie transposed in memory: features of one sample
+    apart, samples of one feature together. Such a batch is computed, and answered, as it lies."""
+    return x.ndim >= 2 and not x.is_contiguous() and x.mT.is_contiguous()
+
+
+def batch_of(x, inner):
+    """``(contiguous tensor, groups, samples, inner)`` for the kernels."""
+    if not inner:
+        return x.contiguous(), 1, math.prod(x.shape[:-1]), False
+    return x.mT.contiguous(), math.prod(x.shape[:-2]), x.shape[-2], True
+
+
+def empty_like_batch(x, features):
+    """Uninitialised ``[..., features]`` in the layout of the batch ``x``, with its contiguous
+    form."""
+    if not batch_inner(x):
+        y = x.new_empty(*x.shape[:-1], features)
+        return y, y
+    y = x.new_empty(*x.shape[:-2], features, x.shape[-2])
+    return y.mT, y
+
+
+def with_batch_of(x, y):
+    """The dense result ``y`` in the layout that the kernels give for ``x``."""
+    return y.mT.contiguous().mT if batch_inner(x) else y.contiguous()
 
 
 def _check(grad, x, words, kept):
@@ -22,9 +80,21 @@ def _check(grad, x, words, kept):
         raise ValueError(f"sparse_linear_dw: kept: got {kept}, need the number of live weights")
 
 
+def _choose(grad, x, words, kept, pattern=None, transposed=None):
+    return sparse_choice("sparse_linear_dw", x, words.shape[0], x.shape[-1], kept)
+
+
 def _cpu(grad, x, words, kept, pattern=None, transposed=None):
     _check(grad, x, words, kept)
-    return gather_live(grad_weight(grad, x), words, kept)
+    if _choose(grad, x, words, kept).kernel == "materialised":
+        return gather_live(grad_weight(grad, x), words, kept)
+    if pattern is None:
+        pattern = sparse_pattern(words, x.shape[-1], kept)
+    inner = batch_inner(x)
+    values = x.new_empty(kept)
+    g, b = batch_of(grad, inner)[0], batch_of(x, inner)
+    C.sparse_linear_dw(cap(g), cap(b[0]), cap(pattern), cap(values), *b[1:], nthreads())
+    return values
 
 
 def _meta(grad, x, words, kept, pattern=None, transposed=None):
@@ -53,4 +123,5 @@ sparse_linear_dw = define(
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
+    choose=_choose,
 )

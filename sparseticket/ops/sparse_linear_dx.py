@@ -4,9 +4,17 @@ import torch
 
 from sparseticket.reference import sparse_linear_dx as _reference
 
-from ._dispatch import check_words, define
+from ._dispatch import C, cap, check_words, define, nthreads
 from .scatter_live import check_values, scatter_live
-from .sparse_linear_dw import sparse_linear_dw
+from .sparse_linear_dw import (
+    batch_inner,
+    batch_of,
+    empty_like_batch,
+    sparse_choice,
+    sparse_linear_dw,
+    with_batch_of,
+)
+from .sparse_pattern import sparse_pattern
 
 __all__ = ["sparse_linear_dx"]
 
@@ -25,14 +33,26 @@ def _check(grad, values, words, k):
         )
 
 
+def _choose(grad, values, words, k, pattern=None, transposed=None):
+    return sparse_choice("sparse_linear_dx", grad, words.shape[0], k, values.shape[0])
+
+
 def _cpu(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
-    return grad @ scatter_live(values, words, (words.shape[0], k))
+    if _choose(grad, values, words, k).kernel == "materialised":
+        return with_batch_of(grad, grad @ scatter_live(values, words, (words.shape[0], k)))
+    if transposed is None:
+        transposed = sparse_pattern(words, k, values.shape[0], True)
+    gx, out = empty_like_batch(grad, k)
+    g, *batch = batch_of(grad, batch_inner(grad))
+    v = values.contiguous()
+    C.sparse_linear(cap(g), cap(v), cap(transposed), None, cap(out), *batch, nthreads())
+    return gx
 
 
 def _meta(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
-    return grad.new_empty(*grad.shape[:-1], k)
+    return empty_like_batch(grad, k)[0]
 
 
 def _setup(ctx, inputs, output):
@@ -57,4 +77,5 @@ sparse_linear_dx = define(
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
+    choose=_choose,
 )
