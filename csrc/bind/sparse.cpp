@@ -114,7 +114,7 @@ void sparse_linear(py::object x, py::object values, py::object pattern, py::obje
   if (tb) same_dtype(*tb, dtype).sized(p.rows);
   checked_threads(nthreads);
   py::gil_scoped_release release;
-  const Scratch scratch(sparse_linear_floats(p, batch, nthreads));
+  const Scratch scratch(sparse_linear_floats(p, nthreads));
   kernels().sparse_linear(tp.words(), tv.data<void>(), tx.data<void>(), optional_data<void>(tb),
                           ty.data<void>(), dtype, batch, scratch.data(), nthreads);
 }
@@ -130,7 +130,7 @@ void sparse_linear_dw(py::object grad, py::object x, py::object pattern, py::obj
   tx.sized(groups * samples * p.k);
   checked_threads(nthreads);
   py::gil_scoped_release release;
-  const Scratch scratch(sparse_linear_dw_floats(p, batch));
+  const Scratch scratch(sparse_linear_dw_floats(p));
   kernels().sparse_linear_dw(tp.words(), tg.data<void>(), tx.data<void>(), to.data<void>(), dtype,
                              batch, scratch.data(), nthreads);
 }

@@ -198,29 +198,23 @@ inline Slice slice_of(const Batch& batch, int64_t panel) {
   const int64_t samples = batch.samples - first < kPanel ? batch.samples - first : kPanel;
   return {panel / each, first, samples, (samples + 15) / 16};
 }
-inline int64_t lanes_of(const Batch& batch) { return (batch.samples + 15) / 16 * 16; }
-inline int64_t packed_at(const Batch& batch, const Slice& s, int64_t k) {
-  return (s.group * lanes_of(batch) + s.first) * k;
-}
 // Strides of [groups][samples][features], or [groups][features][samples].
 inline int64_t by_sample(const Batch& batch, int64_t features) {
   return batch.inner ? 1 : features;
 }
 inline int64_t by_feature(const Batch& batch) { return batch.inner ? batch.samples : 1; }
 
-// The whole batch in panels: lanes_of(batch) * k floats a group, at packed_at().
+// One panel of a batch, packed by all threads.
 template <typename T>
-inline void pack_batch(const T* ST_RESTRICT x, const Batch& batch, int64_t k,
+inline void pack_slice(const T* ST_RESTRICT x, const Batch& batch, const Slice& s, int64_t k,
                        float* ST_RESTRICT packed, int nthreads) {
   constexpr int64_t kChunk = 128;
-  const int64_t chunks = (k + kChunk - 1) / kChunk, panels = panels_of(batch);
+  const int64_t chunks = (k + kChunk - 1) / kChunk, stride = by_sample(batch, k);
+  const T* const from = x + s.group * batch.samples * k + s.first * stride;
 #pragma omp parallel for num_threads(nthreads) schedule(static)
-  for (int64_t item = 0; item < panels * chunks; ++item) {
-    const Slice s = slice_of(batch, item / chunks);
-    const int64_t first = item % chunks * kChunk, last = first + kChunk < k ? first + kChunk : k;
-    const int64_t stride = by_sample(batch, k);
-    pack_panel(x + s.group * batch.samples * k + s.first * stride, stride, by_feature(batch),
-               s.samples, first, last, packed + packed_at(batch, s, k), s.vectors);
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t first = chunk * kChunk, last = first + kChunk < k ? first + kChunk : k;
+    pack_panel(from, stride, by_feature(batch), s.samples, first, last, packed, s.vectors);
   }
 }
 

@@ -111,26 +111,27 @@ void one_sample(const Matrix<Index>& w, const T* ST_RESTRICT x, const T* ST_REST
   }
 }
 
+// Panel after panel, which all threads pack and then share strip by strip.
 template <typename Index, typename T>
 void many_samples(const Matrix<Index>& w, const T* ST_RESTRICT x, const T* ST_RESTRICT bias,
                   T* ST_RESTRICT y, const Batch& batch, float* ST_RESTRICT packed,
                   float* ST_RESTRICT sums, int nthreads) {
-  const int64_t k = w.shape.k, rows = w.shape.rows, strips = w.shape.strips;
-  const int64_t items = panels_of(batch) * strips, stride = by_sample(batch, rows);
-  pack_batch(x, batch, k, packed, nthreads);
+  const int64_t rows = w.shape.rows, strips = w.shape.strips, stride = by_sample(batch, rows);
+  for (int64_t panel = 0; panel < panels_of(batch); ++panel) {
+    const Slice s = slice_of(batch, panel);
+    T* const to = y + s.group * batch.samples * rows + s.first * stride;
+    pack_slice(x, batch, s, w.shape.k, packed, nthreads);
 #pragma omp parallel for num_threads(nthreads) schedule(static, 1)
-  for (int64_t t = 0; t < nthreads; ++t)
-    for (int64_t item = t * items / nthreads; item < (t + 1) * items / nthreads; ++item) {
-      const Slice s = slice_of(batch, item / strips);
-      const int64_t first = item % strips * kStrip, width = 16 * s.vectors;
-      const int64_t n = rows - first < kStrip ? rows - first : kStrip;
-      float* const mine = sums + t * kStrip * kPanel;
-      strip_product(s.vectors, w, first, n, bias, packed + packed_at(batch, s, k), width, mine,
-                    width);
-      T* const to = y + s.group * batch.samples * rows + s.first * stride;
-      unpack_panel(mine, s.vectors, n, to + first * by_feature(batch), stride, by_feature(batch),
-                   s.samples);
-    }
+    for (int64_t t = 0; t < nthreads; ++t)
+      for (int64_t strip = t * strips / nthreads; strip < (t + 1) * strips / nthreads; ++strip) {
+        const int64_t first = strip * kStrip, width = 16 * s.vectors;
+        const int64_t n = rows - first < kStrip ? rows - first : kStrip;
+        float* const mine = sums + t * kStrip * kPanel;
+        strip_product(s.vectors, w, first, n, bias, packed, width, mine, width);
+        unpack_panel(mine, s.vectors, n, to + first * by_feature(batch), stride, by_feature(batch),
+                     s.samples);
+      }
+  }
 }
 
 // Panels that are the tensors themselves: [groups][features][samples] in whole vectors.
@@ -184,8 +185,7 @@ void run(const uint32_t* ST_RESTRICT pattern, const T* ST_RESTRICT values, const
   else if (is_resident(x, batch))
     resident(w, x, bias, y, batch, threads);
   else
-    many_samples(w, x, bias, y, batch, packed, packed + batch.groups * lanes_of(batch) * p.k,
-                 threads);
+    many_samples(w, x, bias, y, batch, packed, packed + kPanel * p.k, threads);
 }
 
 template <typename T>

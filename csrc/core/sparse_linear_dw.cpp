@@ -73,17 +73,6 @@ void row_dots(const float* ST_RESTRICT grad, const float* ST_RESTRICT x,
   }
 }
 
-template <int V, typename Index>
-void panel_dots(const uint32_t* ST_RESTRICT starts, const Index* ST_RESTRICT columns,
-                const float* ST_RESTRICT grad, const float* ST_RESTRICT x, int64_t first,
-                int64_t last, float* ST_RESTRICT out, bool fresh) {
-  for (int64_t row = first; row < last; ++row) {
-    const uint32_t start = starts[row];
-    row_dots<V>(grad + row * 16 * V, x, columns + start, starts[row + 1] - start, out + start,
-                fresh);
-  }
-}
-
 template <typename Index, typename T>
 void run(const uint32_t* ST_RESTRICT pattern, const T* ST_RESTRICT grad, const T* ST_RESTRICT x,
          T* ST_RESTRICT out, const Batch& batch, float* ST_RESTRICT scratch, int nthreads) {
@@ -91,34 +80,34 @@ void run(const uint32_t* ST_RESTRICT pattern, const T* ST_RESTRICT grad, const T
   const uint32_t* const starts = pattern + 16;
   const Index* const columns = reinterpret_cast<const Index*>(pattern + p.columns);
   const int threads = threads_for(batch.groups * batch.samples * p.kept, nthreads);
-  const int64_t lanes = batch.groups * lanes_of(batch), panels = panels_of(batch);
   float* const totals = scratch;
   float* const packed_x = totals + padded16(p.kept);
-  float* const packed_grad = packed_x + lanes * p.k;
-  pack_batch(x, batch, p.k, packed_x, threads);
-  pack_batch(grad, batch, p.rows, packed_grad, threads);
+  float* const packed_grad = packed_x + kPanel * p.k;
+  for (int64_t panel = 0; panel < panels_of(batch); ++panel) {
+    const Slice s = slice_of(batch, panel);
+    pack_slice(x, batch, s, p.k, packed_x, threads);
+    pack_slice(grad, batch, s, p.rows, packed_grad, threads);
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t strip = 0; strip < p.strips; ++strip)
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const Slice s = slice_of(batch, panel);
-      const float* const g = packed_grad + packed_at(batch, s, p.rows);
-      const float* const from = packed_x + packed_at(batch, s, p.k);
-      const int64_t first = strip * kStrip;
-      const int64_t last = first + kStrip < p.rows ? first + kStrip : p.rows;
+    for (int64_t row = 0; row < p.rows; ++row) {
+      const Index* const live = columns + starts[row];
+      const int64_t n = starts[row + 1] - starts[row];
+      const float* const g = packed_grad + row * 16 * s.vectors;
+      float* const to = totals + starts[row];
       switch (s.vectors) {
         case 1:
-          panel_dots<1>(starts, columns, g, from, first, last, totals, panel == 0);
+          row_dots<1>(g, packed_x, live, n, to, panel == 0);
           break;
         case 2:
-          panel_dots<2>(starts, columns, g, from, first, last, totals, panel == 0);
+          row_dots<2>(g, packed_x, live, n, to, panel == 0);
           break;
         case 3:
-          panel_dots<3>(starts, columns, g, from, first, last, totals, panel == 0);
+          row_dots<3>(g, packed_x, live, n, to, panel == 0);
           break;
         default:
-          panel_dots<4>(starts, columns, g, from, first, last, totals, panel == 0);
+          row_dots<4>(g, packed_x, live, n, to, panel == 0);
       }
     }
+  }
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < p.kept; ++i) store_float(totals[i], out + i);
 }

@@ -57,16 +57,13 @@ inline Pattern pattern_of(int64_t rows, int64_t k, int64_t kept) {
   return p;
 }
 
-inline int64_t packed_floats(const Batch& batch, int64_t k) {
-  return batch.groups * padded16(batch.samples) * k;
+// Scratch of sparse_linear: values in the pattern's order, a packed panel, a strip of sums each.
+inline int64_t sparse_linear_floats(const Pattern& p, int nthreads) {
+  return padded16(p.kept) + 64 * p.k + nthreads * kStrip * 64;
 }
-// Scratch of sparse_linear: values in the pattern's order, the packed batch, a strip of sums each.
-inline int64_t sparse_linear_floats(const Pattern& p, const Batch& batch, int nthreads) {
-  return padded16(p.kept) + packed_floats(batch, p.k) + nthreads * kStrip * 64;
-}
-// Scratch of sparse_linear_dw: sums in float32 and both packed batches.
-inline int64_t sparse_linear_dw_floats(const Pattern& p, const Batch& batch) {
-  return padded16(p.kept) + packed_floats(batch, p.k) + packed_floats(batch, p.rows);
+// Scratch of sparse_linear_dw: sums in float32 and a packed panel of either side.
+inline int64_t sparse_linear_dw_floats(const Pattern& p) {
+  return padded16(p.kept) + 64 * (p.k + p.rows);
 }
 
 }  // namespace

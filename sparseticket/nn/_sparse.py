@@ -483,9 +483,10 @@ class SparseModule(nn.Module):
 
     def _derive(self, x: torch.Tensor) -> None:
         """Eager: make what a move dropped, or what training needs for the first time."""
-        if self.pattern is None:
+        buffers = self._buffers  # of every call: attribute access would cost more than the tests
+        if buffers["pattern"] is None:
             self.pattern = self._make_pattern(transposed=False)
-        if self.transposed is None and x.requires_grad and torch.is_grad_enabled():
+        if x.requires_grad and buffers["transposed"] is None and torch.is_grad_enabled():
             self.transposed = self._make_pattern(transposed=True)
 
     def explain(self, x: torch.Tensor) -> ops.Choice:

@@ -4,13 +4,14 @@ import torch.nn.functional as F
 
 from sparseticket.reference import sparse_linear as _reference
 
-from ._dispatch import C, cap, define, nthreads
+from ._dispatch import define
 from .masked_linear import check_linear, grad_bias
 from .scatter_live import check_values, scatter_live
 from .sparse_linear_dw import (
     batch_inner,
-    batch_of,
-    empty_like_batch,
+    empty_batch,
+    run_sparse_linear,
+    runs_sparse,
     sparse_choice,
     sparse_linear_dw,
     with_batch_of,
@@ -36,21 +37,19 @@ def _choose(x, values, words, bias=None, pattern=None, transposed=None):
 def _cpu(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
     rows, k = words.shape[0], x.shape[-1]
-    if _choose(x, values, words).kernel == "materialised":
+    if not runs_sparse(x, rows, k, values.shape[0]):
         return with_batch_of(x, F.linear(x, scatter_live(values, words, (rows, k)), bias))
     if pattern is None:
         pattern = sparse_pattern(words, k, values.shape[0])
-    y, out = empty_like_batch(x, rows)
-    x, *batch = batch_of(x, batch_inner(x))
-    v = values.contiguous()
-    b = None if bias is None else cap(bias.contiguous())
-    C.sparse_linear(cap(x), cap(v), cap(pattern), b, cap(out), *batch, nthreads())
+    inner = batch_inner(x)
+    y = empty_batch(x, inner, rows)
+    run_sparse_linear(x, values, pattern, bias, y, inner)
     return y
 
 
 def _meta(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
-    return empty_like_batch(x, words.shape[0])[0]
+    return empty_batch(x, batch_inner(x), words.shape[0])
 
 
 def _setup(ctx, inputs, output):
@@ -61,6 +60,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad):
     x, values, words, *derived = ctx.saved_tensors
     need_x, need_values, _, need_bias, *_ = ctx.needs_input_grad
+    grad = with_batch_of(x, grad)  # so that gradients lie as x does, compiled or not
     gx = sparse_linear_dx(grad, values, words, x.shape[-1], *derived) if need_x else None
     gv = sparse_linear_dw(grad, x, words, values.shape[0], *derived) if need_values else None
     return gx, gv, None, grad_bias(grad) if need_bias else None, None, None

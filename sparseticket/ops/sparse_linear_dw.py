@@ -13,8 +13,9 @@ from .sparse_pattern import sparse_pattern
 
 __all__ = [
     "batch_inner",
-    "batch_of",
-    "empty_like_batch",
+    "empty_batch",
+    "run_sparse_linear",
+    "runs_sparse",
     "sparse_choice",
     "sparse_linear_dw",
     "with_batch_of",
@@ -22,23 +23,31 @@ __all__ = [
 
 # Up to this density the sparse kernels are not slower than a dense GEMM on the written-out weight,
 # by whether there is one sample; from the crossover rows of bench/results.
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 SPARSE_DENSITY = {"sample": 1.0, "batch": 0.6}
 
 
+def runs_sparse(x, rows, k, kept) -> bool:
+    """The static table. ``x``: ``[..., features]``, the input or the gradient of the output."""
+    if x.dtype not in _KERNEL_DTYPES or not (x.numel() and rows * k):
+        return False
+    most = SPARSE_DENSITY["sample" if x.numel() == x.shape[-1] else "batch"]
+    return kept <= most * rows * k
+
+
 def sparse_choice(op, x, rows, k, kept) -> Choice:
-    """Sparse or materialised, by the static table. ``x``: ``[..., features]``."""
-    samples = math.prod(x.shape[:-1])
-    if x.dtype not in (torch.float32, torch.bfloat16):
+    """What :func:`runs_sparse` decides, in words."""
+    samples, density = math.prod(x.shape[:-1]), kept / max(rows * k, 1)
+    if runs_sparse(x, rows, k, kept):
+        if samples == 1:
+            return Choice(op, f"sparse rows {C.isa()}", f"1 sample, density {density:.3f}")
+        how = "batch-inner as they lie" if batch_inner(x) else "packed into panels"
+        return Choice(
+            op, f"sparse panels {C.isa()}", f"{samples} samples {how}, density {density:.3f}"
+        )
+    if x.dtype not in _KERNEL_DTYPES:
         return Choice(op, "materialised", f"the sparse kernels take no {x.dtype}")
-    if 0 in (samples, rows, k):
-        return Choice(op, "materialised", "no elements")
-    density, most = kept / (rows * k), SPARSE_DENSITY["sample" if samples == 1 else "batch"]
-    if density > most:
-        return Choice(op, "materialised", f"density {density:.3f} > {most}: dense GEMM")
-    if samples == 1:
-        return Choice(op, f"sparse rows {C.isa()}", f"1 sample, density {density:.3f}")
-    layout = "resident" if batch_inner(x) else "packed"
-    return Choice(op, f"sparse panels {C.isa()}", f"{samples} {layout} samples, {density:.3f} live")
+    return Choice(op, "materialised", f"density {density:.3f} of {samples} samples: dense GEMM")
 
 
 def batch_inner(x) -> bool:
@@ -47,21 +56,29 @@ def batch_inner(x) -> bool:
     return x.ndim >= 2 and not x.is_contiguous() and x.mT.is_contiguous()
 
 
-def batch_of(x, inner):
-    """``(contiguous tensor, groups, samples, inner)`` for the kernels."""
+def batch_sizes(x, inner):
+    """``(groups, samples, inner)`` for the kernels."""
     if not inner:
-        return x.contiguous(), 1, math.prod(x.shape[:-1]), False
-    return x.mT.contiguous(), math.prod(x.shape[:-2]), x.shape[-2], True
+        return 1, x.numel() // x.shape[-1], False
+    return math.prod(x.shape[:-2]), x.shape[-2], True
 
 
-def empty_like_batch(x, features):
-    """Uninitialised ``[..., features]`` in the layout of the batch ``x``, with its contiguous
-    form."""
-    if not batch_inner(x):
-        y = x.new_empty(*x.shape[:-1], features)
-        return y, y
-    y = x.new_empty(*x.shape[:-2], features, x.shape[-2])
-    return y.mT, y
+def empty_batch(x, inner, features):
+    """Uninitialised ``[..., features]`` in the layout of the batch ``x``."""
+    if not inner:
+        return x.new_empty((*x.shape[:-1], features))
+    return x.new_empty((*x.shape[:-2], features, x.shape[-2])).mT
+
+
+def run_sparse_linear(x, values, pattern, bias, y, inner):
+    """Fill ``y`` with the product of the pattern's matrix and the batch ``x`` of its layout."""
+    C.sparse_linear(
+        *(cap(x.mT if inner else x.contiguous()), cap(values.contiguous()), cap(pattern)),
+        None if bias is None else cap(bias.contiguous()),
+        cap(y.mT if inner else y),
+        *batch_sizes(x, inner),
+        nthreads(),
+    )
 
 
 def with_batch_of(x, y):
@@ -86,14 +103,15 @@ def _choose(grad, x, words, kept, pattern=None, transposed=None):
 
 def _cpu(grad, x, words, kept, pattern=None, transposed=None):
     _check(grad, x, words, kept)
-    if _choose(grad, x, words, kept).kernel == "materialised":
+    if not runs_sparse(x, words.shape[0], x.shape[-1], kept):
         return gather_live(grad_weight(grad, x), words, kept)
     if pattern is None:
         pattern = sparse_pattern(words, x.shape[-1], kept)
     inner = batch_inner(x)
     values = x.new_empty(kept)
-    g, b = batch_of(grad, inner)[0], batch_of(x, inner)
-    C.sparse_linear_dw(cap(g), cap(b[0]), cap(pattern), cap(values), *b[1:], nthreads())
+    g, b = (t.mT.contiguous() if inner else t.contiguous() for t in (grad, x))
+    sizes = batch_sizes(x, inner)
+    C.sparse_linear_dw(cap(g), cap(b), cap(pattern), cap(values), *sizes, nthreads())
     return values
 
 

@@ -4,12 +4,13 @@ import torch
 
 from sparseticket.reference import sparse_linear_dx as _reference
 
-from ._dispatch import C, cap, check_words, define, nthreads
+from ._dispatch import check_words, define
 from .scatter_live import check_values, scatter_live
 from .sparse_linear_dw import (
     batch_inner,
-    batch_of,
-    empty_like_batch,
+    empty_batch,
+    run_sparse_linear,
+    runs_sparse,
     sparse_choice,
     sparse_linear_dw,
     with_batch_of,
@@ -39,20 +40,19 @@ def _choose(grad, values, words, k, pattern=None, transposed=None):
 
 def _cpu(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
-    if _choose(grad, values, words, k).kernel == "materialised":
+    if not runs_sparse(grad, words.shape[0], k, values.shape[0]):
         return with_batch_of(grad, grad @ scatter_live(values, words, (words.shape[0], k)))
     if transposed is None:
         transposed = sparse_pattern(words, k, values.shape[0], True)
-    gx, out = empty_like_batch(grad, k)
-    g, *batch = batch_of(grad, batch_inner(grad))
-    v = values.contiguous()
-    C.sparse_linear(cap(g), cap(v), cap(transposed), None, cap(out), *batch, nthreads())
+    inner = batch_inner(grad)
+    gx = empty_batch(grad, inner, k)
+    run_sparse_linear(grad, values, transposed, None, gx, inner)
     return gx
 
 
 def _meta(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
-    return empty_like_batch(grad, k)[0]
+    return empty_batch(grad, batch_inner(grad), k)
 
 
 def _setup(ctx, inputs, output):
@@ -63,6 +63,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, outer):
     grad, values, words, *derived = ctx.saved_tensors
     need_grad, need_values, *_ = ctx.needs_input_grad
+    outer = with_batch_of(grad, outer)
     forward = torch.ops.sparseticket.sparse_linear  # each is the other's backward
     gg = forward(outer, values, words, None, *derived) if need_grad else None
     gv = sparse_linear_dw(grad, outer, words, values.shape[0], *derived) if need_values else None
