@@ -96,6 +96,11 @@ struct Conv {
   int64_t outputs, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
 };
+// A batch of [groups][samples][features], or, inner, of [groups][features][samples].
+struct Batch {
+  int64_t groups, samples;
+  bool inner;
+};
 struct Tap {
   int64_t offset;
   float weight;
@@ -145,6 +150,24 @@ struct Tap {
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
      Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma, uint32_t key,               \
      uint32_t high, int nthreads))                                                                 \
+  X(void, sparse_pattern,                                                                          \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t kept, bool transposed,    \
+     uint32_t* ST_RESTRICT pattern, int32_t* ST_RESTRICT places))                                  \
+  X(void, sparse_linear,                                                                           \
+    (const uint32_t* ST_RESTRICT pattern, const void* ST_RESTRICT values,                          \
+     const void* ST_RESTRICT x, const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype,    \
+     Batch batch, float* ST_RESTRICT scratch, int nthreads))                                       \
+  X(void, sparse_linear_dw,                                                                        \
+    (const uint32_t* ST_RESTRICT pattern, const void* ST_RESTRICT grad, const void* ST_RESTRICT x, \
+     void* ST_RESTRICT out, Dtype dtype, Batch batch, float* ST_RESTRICT scratch, int nthreads))   \
+  X(void, live_starts,                                                                             \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t* ST_RESTRICT starts))     \
+  X(void, gather_live,                                                                             \
+    (const void* ST_RESTRICT dense, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT values,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
+  X(void, scatter_live,                                                                            \
+    (const void* ST_RESTRICT values, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT dense,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
   X(void, masked_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
      const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
