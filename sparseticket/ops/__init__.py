@@ -13,6 +13,7 @@ from .rice_decode import rice_decode
 from .rice_encode import rice_encode
 from .select_mask import select_mask
 from .sign_words import sign_words
+from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -33,6 +34,7 @@ __all__ = [
     "select_mask",
     "sign_words",
     "signed64",
+    "ticket_codes",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",
