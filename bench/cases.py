@@ -251,7 +251,8 @@ class _SortedMask(torch.autograd.Function):
         return grad, None
 
 
-def _popup_linear(shape, batch, density):
+def _popup_linear(shape, batch, density, seeded=False):
+    """A whole step: exact top-k, forward, both gradients, SGD with momentum."""
     x, _, _, _ = _linear_inputs(shape, batch, density, torch.float32)
     x.requires_grad_()
     weight = ops.regenerate(_SEED, _LAYER, shape, "signed_constant", _SIGMA)
@@ -259,21 +260,39 @@ def _popup_linear(shape, batch, density):
     scores = torch.randn(shape, requires_grad=True)
     kept = int(density * scores.numel())
     grad = torch.randn(batch, shape[0])
+    given, recipe = None if seeded else weight, ("abs", _SEED, _LAYER, _SIGMA)
 
-    def step(y, leaf):
+    def step(y, leaf, optimizer):
         x.grad = leaf.grad = None
         y.backward(grad)
+        optimizer.step()
+
+    sgd = {
+        leaf: torch.optim.SGD([leaf], lr=1e-4, momentum=0.9, fused=True)
+        for leaf in (trained, scores)
+    }
 
     def ours():
         (words,), _ = ops.select_mask([scores.detach()], [kept])
-        step(ops.popup_linear(x, weight, scores, words, None, "abs", _SEED, _LAYER, _SIGMA), scores)
+        step(ops.popup_linear(x, given, scores, words, None, *recipe), scores, sgd[scores])
 
     return {
-        "dense": lambda: step(F.linear(x, trained), trained),
+        "dense": lambda: step(F.linear(x, trained), trained, sgd[trained]),
         "sort + float mask": lambda: step(
-            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores
+            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores, sgd[scores]
         ),
         "ours": ours,
+    }
+
+
+def _popup_linear_ds(shape, batch):
+    x, weight, _, _ = _linear_inputs(shape, batch, 0.5, torch.float32)
+    grad, scores = torch.randn(batch, shape[0]), torch.randn(shape)
+    recipe = ("abs", _SEED, _LAYER, _SIGMA)
+    return {
+        "dense weight gradient": lambda: grad.t() @ x,
+        "torch": lambda: grad.t() @ x * weight * scores.sign(),
+        "ours": lambda: ops.popup_linear_ds(grad, x, scores, *recipe),
     }
 
 
@@ -444,15 +463,29 @@ CASES: dict[str, list[Case]] = {
         Case("4096x4096 batch 64 keep .5, dX", lambda: _ticket_grad(_LARGE, 64, 0.5), 4 * _BITS),
     ],
     "popup_linear": [
-        Case("step 2048x2048 batch 128 keep .5", lambda: _popup_linear(_SQUARE, 128, 0.5), 16 * _N),
-        Case(
-            "step 512x4608 batch 128 keep .3", lambda: _popup_linear(_FC, 128, 0.3), 16 * 512 * 4608
+        *(
+            Case(
+                f"step {o}x{k} batch {b} keep {d}{', seed' if seeded else ''}",
+                lambda o=o, k=k, b=b, d=d, seeded=seeded: _popup_linear((o, k), b, d, seeded),
+                16 * o * k,
+            )
+            for o, k, b, d in (
+                (*_SQUARE, 64, 0.5),
+                (*_SQUARE, 128, 0.5),
+                (*_SQUARE, 256, 0.5),
+                (*_FC, 128, 0.3),
+                (*_LARGE, 256, 0.5),
+            )
+            for seeded in (False, True)
         ),
         Case(
             "LeNet-300-100 whole step batch 128",
             lambda: _search_step("lenet300", (1, 28, 28), 128),
             16 * 266200,
         ),
+    ],
+    "popup_linear_ds": [
+        Case("2048x2048 batch 128", lambda: _popup_linear_ds(_SQUARE, 128), 12 * _N)
     ],
     "masked_conv2d": [
         Case(

@@ -74,11 +74,23 @@ void lookup_linear(py::object x, py::object codes, py::object bias, py::object y
                           nthreads);
 }
 
+void popup_linear_ds(py::object grad, py::object scores, bool abs, float sigma, uint32_t key,
+                     uint32_t high, int nthreads) {
+  const Tensor tg(grad, "grad"), ts(scores, "scores");
+  if (tg.ndim() != 2) tg.fail("needs two dimensions");
+  float* g = tg.floats();
+  const float* s = ts.sized(tg.size()).floats();
+  checked_threads(nthreads);
+  py::gil_scoped_release release;
+  kernels().popup_linear_ds(g, s, tg.dim(0), tg.dim(1), abs, sigma, key, high, nthreads);
+}
+
 }  // namespace
 
 void bind_ticket(py::module_& m) {
   m.def("ticket_codes", &ticket_codes);
   m.def("ticket_linear", &ticket_linear);
+  m.def("popup_linear_ds", &popup_linear_ds);
   m.def("lookup_linear", &lookup_linear);
 }
 

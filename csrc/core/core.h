@@ -127,6 +127,9 @@ struct Tap {
     (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT codes, const void* ST_RESTRICT bias,   \
      void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma,        \
      float* ST_RESTRICT sums, int nthreads))                                                       \
+  X(void, popup_linear_ds,                                                                         \
+    (float* ST_RESTRICT grad, const float* ST_RESTRICT scores, int64_t rows, int64_t k, bool abs,  \
+     float sigma, uint32_t key, uint32_t high, int nthreads))                                      \
   X(void, masked_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
      const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \

@@ -8,6 +8,7 @@ from .masked_linear import masked_linear
 from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
+from .popup_linear_ds import popup_linear_ds
 from .regenerate import regenerate
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
@@ -28,6 +29,7 @@ __all__ = [
     "pack_mask",
     "popup_conv2d",
     "popup_linear",
+    "popup_linear_ds",
     "regenerate",
     "rice_decode",
     "rice_encode",

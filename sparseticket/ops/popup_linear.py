@@ -8,6 +8,7 @@ from ._dispatch import C, Choice, cap, define, nthreads
 from .apply_mask import apply_mask
 from .masked_conv2d import strictly_channels_last
 from .masked_linear import check_linear, fused_linear, grad_bias, grad_weight, linear_choice
+from .popup_linear_ds import popup_linear_ds
 from .regenerate import check_recipe, regenerate
 from .ticket_linear import ticket_choice, ticket_linear
 
@@ -113,7 +114,9 @@ def _backward(ctx, grad):
     need_x, need_weight, need_scores, _, need_bias, *_ = ctx.needs_input_grad
     gx = _grad_input(grad, weight, scores, words, *ctx.recipe) if need_x else None
     gw = gs = None
-    if need_weight or need_scores:
+    if weight is None:
+        gs = popup_linear_ds(grad, x, scores, ctx.transform, *ctx.recipe) if need_scores else None
+    elif need_weight or need_scores:
         gw, gs = score_grads(ctx, grad_weight(grad, x), x, weight, scores, words)
     return gx, gw, gs, None, grad_bias(grad) if need_bias else None, None, None, None, None
 
