@@ -192,21 +192,46 @@ def _masked_linear(shape, batch, density, dtype=torch.float32):
     return contenders
 
 
-def _ticket_linear(shape, batch, density, dtype=torch.float32, signs=False):
+def _ticket_linear(shape, batch, density, dtype=torch.float32, keep=""):
+    """``keep``: what the caller holds besides the mask: signs, codes, or signs and no mask."""
     x, weight, mask, words = _linear_inputs(shape, batch, density, dtype)
-    floats = mask.to(dtype)
-    planes = ops.sign_words(_SEED, _LAYER, shape) if signs else None
+    floats, recipe = mask.to(dtype), (_SEED, _LAYER, "signed_constant", _SIGMA)
+    signs = ops.sign_words(_SEED, _LAYER, shape) if "signs" in keep else None
+    codes = ops.ticket_codes(words, shape[1], _SEED, _LAYER) if keep == "codes" else None
+    used = None if keep == "signs only" else words
     contenders = {
         "dense": lambda: F.linear(x, weight),
         "float mask": lambda: F.linear(x, weight * floats),
-        "ours": lambda: ops.ticket_linear(
-            x, words, None, _SEED, _LAYER, "signed_constant", _SIGMA, planes
-        ),
+        "ours": lambda: ops.ticket_linear(x, used, None, *recipe, signs, codes),
     }
     if dtype == torch.float32:
         csr, xt = (weight * floats).to_sparse_csr(), x.t().contiguous()
+        x16, weight16 = x.bfloat16(), weight.bfloat16()
         contenders["torch CSR"] = lambda: csr @ xt
+        contenders["dense bf16"] = lambda: F.linear(x16, weight16)
     return contenders
+
+
+def _ticket_grad(shape, batch, density):
+    """dX of a ticket: the transposed product."""
+    _, weight, _, words = _linear_inputs(shape, batch, density, torch.float32)
+    grad = torch.randn(batch, shape[0])
+    recipe = (_SEED, _LAYER, "signed_constant", _SIGMA)
+    return {
+        "dense": lambda: grad @ weight,
+        "regenerated": lambda: grad @ ops.regenerate(*recipe[:2], shape, *recipe[2:], words=words),
+        "ours": lambda: ops.ticket_linear(grad, words, None, *recipe, columns=shape[1]),
+    }
+
+
+def _ticket_codes(shape, transposed):
+    words = ops.pack_mask(_mask(shape, 0.5))
+    return {
+        "regenerate": lambda: ops.regenerate(
+            _SEED, _LAYER, shape, "signed_constant", _SIGMA, words=words
+        ),
+        "ours": lambda: ops.ticket_codes(words, shape[1], _SEED, _LAYER, None, transposed),
+    }
 
 
 class _SortedMask(torch.autograd.Function):
@@ -226,7 +251,8 @@ class _SortedMask(torch.autograd.Function):
         return grad, None
 
 
-def _popup_linear(shape, batch, density):
+def _popup_linear(shape, batch, density, seeded=False):
+    """A whole step: exact top-k, forward, both gradients, SGD with momentum."""
     x, _, _, _ = _linear_inputs(shape, batch, density, torch.float32)
     x.requires_grad_()
     weight = ops.regenerate(_SEED, _LAYER, shape, "signed_constant", _SIGMA)
@@ -234,19 +260,26 @@ def _popup_linear(shape, batch, density):
     scores = torch.randn(shape, requires_grad=True)
     kept = int(density * scores.numel())
     grad = torch.randn(batch, shape[0])
+    given, recipe = None if seeded else weight, ("abs", _SEED, _LAYER, _SIGMA)
 
-    def step(y, leaf):
+    def step(y, leaf, optimizer):
         x.grad = leaf.grad = None
         y.backward(grad)
+        optimizer.step()
+
+    sgd = {
+        leaf: torch.optim.SGD([leaf], lr=1e-4, momentum=0.9, fused=True)
+        for leaf in (trained, scores)
+    }
 
     def ours():
         (words,), _ = ops.select_mask([scores.detach()], [kept])
-        step(ops.popup_linear(x, weight, scores, words, None, "abs", _SEED, _LAYER, _SIGMA), scores)
+        step(ops.popup_linear(x, given, scores, words, None, *recipe), scores, sgd[scores])
 
     return {
-        "dense": lambda: step(F.linear(x, trained), trained),
+        "dense": lambda: step(F.linear(x, trained), trained, sgd[trained]),
         "sort + float mask": lambda: step(
-            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores
+            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores, sgd[scores]
         ),
         "ours": ours,
     }
@@ -340,6 +373,17 @@ def _sparse_pattern(shape, density, transposed):
     }
 
 
+def _popup_linear_ds(shape, batch):
+    x, weight, _, _ = _linear_inputs(shape, batch, 0.5, torch.float32)
+    grad, scores = torch.randn(batch, shape[0]), torch.randn(shape)
+    recipe = ("abs", _SEED, _LAYER, _SIGMA)
+    return {
+        "dense weight gradient": lambda: grad.t() @ x,
+        "torch": lambda: grad.t() @ x * weight * scores.sign(),
+        "ours": lambda: ops.popup_linear_ds(grad, x, scores, *recipe),
+    }
+
+
 # ---------------------------------------------------------------- convolutions
 def _conv_inputs(shape, size, batch, density):
     torch.manual_seed(0)
@@ -421,7 +465,7 @@ def _search_step(model_name, in_shape, batch):
     return {"dense": trainer(dense, lambda m: None), "ours": trainer(popup, st.update_masks)}
 
 
-_SQUARE, _FC = (2048, 2048), (512, 4608)
+_SQUARE, _FC, _LARGE = (2048, 2048), (512, 4608), (4096, 4096)
 _N = 2048 * 2048
 _BITS = _N // 8  # bytes of one mask
 _DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
@@ -466,26 +510,62 @@ CASES: dict[str, list[Case]] = {
         Case(f"2048x2048 batch {b} keep .1", lambda b=b: _masked_linear(_SQUARE, b, 0.1), 4 * _N)
         for b in (1, 4, 16, 128)
     ],
+    "ticket_codes": [
+        Case("2048x2048", lambda: _ticket_codes(_SQUARE, False), 3 * _BITS),
+        Case("2048x2048 transposed", lambda: _ticket_codes(_SQUARE, True), 3 * _BITS),
+    ],
     "ticket_linear": [
         *(
             Case(f"2048x2048 batch {b} keep .1", lambda b=b: _ticket_linear(_SQUARE, b, 0.1), _BITS)
             for b in (1, 4, 16, 128)
         ),
-        Case(
-            "2048x2048 batch 1 keep .1, stored signs",
-            lambda: _ticket_linear(_SQUARE, 1, 0.1, signs=True),
-            _N // 4,
+        *(
+            Case(
+                f"4096x4096 batch 1 {name}",
+                lambda keep=keep, d=d: _ticket_linear(_LARGE, 1, d, keep=keep),
+                bits * 4 * _BITS,
+            )
+            for name, keep, d, bits in (
+                ("keep .5, codes", "codes", 0.5, 2),
+                ("keep .5, stored signs", "signs", 0.5, 2),
+                ("keep 1, signs only", "signs only", 1.0, 1),
+                ("keep .5, seed", "", 0.5, 1),
+            )
         ),
-        Case(
-            "2048x2048 batch 1 keep .1 bf16",
-            lambda: _ticket_linear(_SQUARE, 1, 0.1, torch.bfloat16),
-            _N // 8,
+        *(
+            Case(
+                f"4096x4096 batch {b} keep {d}, codes",
+                lambda b=b, d=d: _ticket_linear(_LARGE, b, d, keep="codes"),
+                8 * _BITS,
+            )
+            for b, d in ((4, 0.5), (8, 0.5), (16, 0.5), (64, 0.5), (64, 0.05), (256, 0.5))
         ),
+        *(
+            Case(
+                f"4096x4096 batch {b} keep .5 bf16, codes",
+                lambda b=b: _ticket_linear(_LARGE, b, 0.5, torch.bfloat16, "codes"),
+                8 * _BITS,
+            )
+            for b in (1, 16, 64, 128)
+        ),
+        Case("4096x4096 batch 64 keep .5", lambda: _ticket_linear(_LARGE, 64, 0.5), 4 * _BITS),
+        Case("4096x4096 batch 64 keep .5, dX", lambda: _ticket_grad(_LARGE, 64, 0.5), 4 * _BITS),
     ],
     "popup_linear": [
-        Case("step 2048x2048 batch 128 keep .5", lambda: _popup_linear(_SQUARE, 128, 0.5), 16 * _N),
-        Case(
-            "step 512x4608 batch 128 keep .3", lambda: _popup_linear(_FC, 128, 0.3), 16 * 512 * 4608
+        *(
+            Case(
+                f"step {o}x{k} batch {b} keep {d}{', seed' if seeded else ''}",
+                lambda o=o, k=k, b=b, d=d, seeded=seeded: _popup_linear((o, k), b, d, seeded),
+                16 * o * k,
+            )
+            for o, k, b, d in (
+                (*_SQUARE, 64, 0.5),
+                (*_SQUARE, 128, 0.5),
+                (*_SQUARE, 256, 0.5),
+                (*_FC, 128, 0.3),
+                (*_LARGE, 256, 0.5),
+            )
+            for seeded in (False, True)
         ),
         Case(
             "LeNet-300-100 whole step batch 128",
@@ -561,6 +641,9 @@ CASES: dict[str, list[Case]] = {
             int(6 * d * _N),
         )
         for d in (0.2, 0.05)
+    ],
+    "popup_linear_ds": [
+        Case("2048x2048 batch 128", lambda: _popup_linear_ds(_SQUARE, 128), 12 * _N)
     ],
     "masked_conv2d": [
         Case(

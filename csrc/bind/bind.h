@@ -57,6 +57,7 @@ void bind_masks(py::module_& m);
 void bind_popup_step(py::module_& m);
 void bind_select_mask(py::module_& m);
 void bind_sparse(py::module_& m);
+void bind_ticket(py::module_& m);
 void bind_weights(py::module_& m);
 
 }  // namespace st

@@ -74,5 +74,6 @@ PYBIND11_MODULE(_C, m) {
   st::bind_popup_step(m);
   st::bind_select_mask(m);
   st::bind_sparse(m);
+  st::bind_ticket(m);
   st::bind_weights(m);
 }

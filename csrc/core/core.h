@@ -31,6 +31,10 @@ inline uint32_t weight_bits(int64_t k, int64_t w) {
   const int64_t left = k - 32 * w;
   return left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
 }
+// Sizes of the codes of lookup.h: words [chunks of columns][rows].
+constexpr int64_t kCodeColumns = 16;
+inline int64_t code_chunks(int64_t k) { return (k + kCodeColumns - 1) / kCodeColumns; }
+inline int64_t code_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 // Threads worth waking for so many elements: a parallel region costs a few microseconds.
 inline int threads_for(int64_t elements, int nthreads) { return elements < 32768 ? 1 : nthreads; }
 inline int64_t row_words(const Layout& layout) { return row_words(columns_of(layout)); }
@@ -91,6 +95,8 @@ struct ScoreRule {
   float lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
 };
 
+constexpr int64_t kLookupRows = 2048;  // outputs summed at a time: 128 KiB for 16 batch rows
+
 struct Conv {
   int64_t batch, channels, height, width;  // input
   int64_t outputs, out_height, out_width;
@@ -145,11 +151,22 @@ struct Tap {
     (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
      const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
      int64_t k, int nthreads))                                                                     \
+  X(void, ticket_codes,                                                                            \
+    (const uint32_t* ST_RESTRICT words, const uint32_t* ST_RESTRICT signs,                         \
+     uint32_t* ST_RESTRICT codes, int64_t rows, int64_t k, bool transposed, uint32_t key,          \
+     uint32_t high, int nthreads))                                                                 \
   X(void, ticket_linear,                                                                           \
     (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                 \
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
      Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma, uint32_t key,               \
-     uint32_t high, int nthreads))                                                                 \
+     uint32_t high, float* ST_RESTRICT tables, int nthreads))                                      \
+  X(void, lookup_linear,                                                                           \
+    (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT codes, const void* ST_RESTRICT bias,   \
+     void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma,        \
+     float* ST_RESTRICT sums, int nthreads))                                                       \
+  X(void, popup_linear_ds,                                                                         \
+    (float* ST_RESTRICT grad, const float* ST_RESTRICT scores, int64_t rows, int64_t k, bool abs,  \
+     float sigma, uint32_t key, uint32_t high, int nthreads))                                      \
   X(void, sparse_pattern,                                                                          \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t kept, bool transposed,    \
      uint32_t* ST_RESTRICT pattern, int32_t* ST_RESTRICT places))                                  \
@@ -217,6 +234,10 @@ inline int64_t conv_planes_floats(const Conv& c) {
   const int64_t rows = c.height + 2 * c.pad_h, columns = c.width + 2 * c.pad_w;
   return c.batch * c.channels * rows * columns + 16 * c.stride_w + 16;
 }
+// Floats of `tables` that ticket_linear needs: at most 128 a word of a row, whole blocks of words.
+inline int64_t ticket_tables_floats(int64_t k) { return (row_words(k) + 15) / 16 * 16 * 128; }
+// Floats of `sums` that lookup_linear needs.
+inline int64_t lookup_sums_floats(int nthreads) { return nthreads * 16 * kLookupRows; }
 }  // namespace
 
 }  // namespace st

@@ -163,7 +163,8 @@ class Options:
     scope, transform, min_keep_per_layer: how ``scored`` selects, see select_mask.
     score_init: ``uniform`` in +-1/sqrt(fan_in), or ``normal`` with deviation sqrt(2/fan_in).
     keep_bias: ``scored`` and ``ticket`` keep a bias (trainable in ``scored``) instead of zeros.
-    codes: ``ticket`` keeps its sign words: one more bit per weight, less work per call.
+    codes: ``ticket`` keeps what its kernels would make of mask and seed at every call: lookup
+        codes, two more bits per weight (linear), or sign words, one more (convolutions).
     """
 
     form: str = "masked"
@@ -383,15 +384,15 @@ class SparseModule(nn.Module):
         if options.form == "scored":
             self.scores = nn.Parameter(scores)
         self.register_buffer("mask_words", mask.words.clone())
-        signs = self._signs() if options.codes else None
-        self.register_buffer("sign_words", signs, persistent=False)
+        self.register_buffer("codes", self._derived() if options.codes else None, persistent=False)
         if options.form == "compressed":
             self._set_pattern()
         self._set_fresh(True)
+        self._set_drawn(True)
 
-    def _signs(self) -> torch.Tensor:
-        seed, layer, *_ = self.recipe.arguments()
-        return ops.sign_words(seed, layer, self.weight_shape, device=self._like.device)
+    def _derived(self) -> torch.Tensor:
+        """What ``codes=True`` keeps, from the mask and the seed."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -401,7 +402,7 @@ class SparseModule(nn.Module):
         if self.form == "compressed":
             self.values.copy_(self._live(self._full_weight()))
         elif self.form != "ticket":
-            self.weight.copy_(self._full_weight())
+            self._draw_weight()
         if self.form == "scored":
             self.scores.copy_(self._new_scores(self.options, None))
             reselect([self])
@@ -439,6 +440,8 @@ class SparseModule(nn.Module):
         bias, words = self.bias, self.mask_words
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
+        if self.form == "scored" and self._takes_seed and self._is_drawn():
+            weight = None  # the op makes it from the recipe
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             x = x.to(dtype)
@@ -450,23 +453,20 @@ class SparseModule(nn.Module):
             )
         if self.form == "masked":
             return x, weight, words, bias, *geometry
-        if self.form == "scored":  # the weight is given, so the recipe's numbers go unread
-            return (
-                x,
-                weight,
-                self.scores,
-                words,
-                bias,
-                self.options.transform,
-                0,
-                0,
-                0.0,
-                *geometry,
-            )
-        shape = (self.weight_shape,) if geometry else ()
+        if self.form == "scored":
+            seed, layer, sigma = 0, 0, 0.0  # unread, and no reason to compile anew
+            if weight is None:
+                seed, layer, _, sigma = self.recipe.arguments()
+            transform = self.options.transform
+            return (x, weight, self.scores, words, bias, transform, seed, layer, sigma, *geometry)
         if self.form == "compressed":
+            shape = (self.weight_shape,) if geometry else ()
             return x, weight, words, bias, *shape, *geometry, self.pattern, self.transposed
-        return x, words, bias, *self.recipe.arguments(), *shape, *geometry, self.sign_words
+        return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
+
+    def _ticket_arguments(self, geometry: tuple) -> tuple:
+        """What the ticket op takes after the recipe."""
+        raise NotImplementedError
 
     def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """``x`` as the op wants it and the op's arguments after the tensors."""
@@ -556,6 +556,10 @@ class SparseModule(nn.Module):
     def _full_weight(self) -> torch.Tensor:
         return self.recipe.weight(self.weight_shape, self.dtype, self._anchor.device)
 
+    def _draw_weight(self) -> None:
+        self.weight.copy_(self._full_weight())
+        self._set_drawn(True)
+
     @torch.no_grad()
     def _masked_weight(self) -> torch.Tensor:
         if self.form == "compressed":
@@ -570,7 +574,7 @@ class SparseModule(nn.Module):
             recipe = self.recipe.scaled(self.mask.density)
             if recipe != self.recipe:
                 self.recipe = recipe
-                self.weight.copy_(self._full_weight())
+                self._draw_weight()
 
     def _is_fresh(self) -> bool:
         if self.form != "scored" or self.scores.is_inference():
@@ -580,6 +584,23 @@ class SparseModule(nn.Module):
     def _set_fresh(self, fresh: bool) -> None:
         if self.form == "scored":
             self._selected_at = _version(self.scores) if fresh else None
+
+    def _is_drawn(self) -> bool:
+        """Is the frozen weight still, bit for bit, what the recipe gives?"""
+        if torch.compiler.is_compiling():
+            return self._drawn_at is not None
+        return self._drawn_at is not None and self._drawn_at == _version(self.weight)
+
+    def _set_drawn(self, drawn: bool) -> None:
+        if self.form == "scored":
+            # float16 may have rounded sigma; every other dtype holds it
+            exact = drawn and self.recipe is not None and self.weight.dtype != torch.float16
+            self._drawn_at = _version(self.weight) if exact else None
+
+    @property
+    def _takes_seed(self) -> bool:
+        """Does this layer's popup op gain from the recipe in place of the weight?"""
+        return False
 
     def _check_fresh(self) -> None:
         if not torch.compiler.is_compiling() and not self._is_fresh():
@@ -593,6 +614,8 @@ class SparseModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Tensor versions do not survive a copy: a flag travels in place of the number.
         state = {**super().__getstate__(), "_selected_at": self._is_fresh()}
+        if self.form == "scored":
+            state["_drawn_at"] = self._is_drawn()
         if self.form == "compressed":  # derived, and in a layout of this version of the library
             derived = {"pattern": None, "transposed": None}
             state["_buffers"] = {**state["_buffers"], **derived}
@@ -601,11 +624,14 @@ class SparseModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._set_fresh(self._selected_at)
+        if self.form == "scored":
+            self._set_drawn(self._drawn_at)
         if self.form == "compressed":
             self._set_pattern()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         scores, fresh = self._parameters.get("scores"), self._is_fresh()
+        drawn = self.form == "scored" and self._is_drawn()
 
         def keep_dtype(t: torch.Tensor) -> torch.Tensor:
             moved = fn(t)
@@ -617,6 +643,7 @@ class SparseModule(nn.Module):
         was_meta = self.mask_words.is_meta
         super()._apply(keep_dtype, recurse)
         self._set_fresh(fresh)
+        self._set_drawn(drawn)
         if self.form == "compressed" and (was_meta or self.mask_words.is_meta):
             self.pattern = self.transposed = None  # until a mask is loaded
         return self
@@ -640,8 +667,11 @@ class SparseModule(nn.Module):
         seed, words = prefix + "seed", prefix + "mask_words"
         if seed in state_dict:
             self.recipe = WeightRecipe.from_tensor(state_dict[seed])
-            if self.sign_words is not None:
-                self.sign_words.copy_(self._signs())
+            if self.form == "scored":
+                known = not self.weight.is_meta
+                self._set_drawn(known and torch.equal(self.weight, self._full_weight()))
+        if self.codes is not None and (seed in state_dict or words in state_dict):
+            self.codes.copy_(self._derived())
         if seed in unexpected_keys:
             unexpected_keys.remove(seed)
         if self.form == "compressed" and words in state_dict:

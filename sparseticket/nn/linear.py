@@ -61,6 +61,19 @@ class SparseLinear(SparseModule, nn.Linear):
             self.mask_words, self.in_features, self.values.numel(), transposed
         )
 
+    def _derived(self) -> torch.Tensor:
+        seed, layer, *_ = self.recipe.arguments()
+        return ops.ticket_codes(self.mask_words, self.in_features, seed, layer)
+
+    def _ticket_arguments(self, geometry: tuple) -> tuple:
+        return None, self.codes
+
+    @property
+    def _takes_seed(self) -> bool:
+        # With "dynamic", every selection would give a compiled graph another constant.
+        constant = self.recipe.dist == "signed_constant" and self.options.scale != "dynamic"
+        return constant and self.weight.dtype == torch.float32
+
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)
 

@@ -9,6 +9,7 @@ from .masked_linear import masked_linear
 from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
+from .popup_linear_ds import popup_linear_ds
 from .popup_step import popup_step
 from .regenerate import regenerate
 from .rice_decode import rice_decode
@@ -20,6 +21,7 @@ from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
 from .sparse_pattern import sparse_pattern
+from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -36,6 +38,7 @@ __all__ = [
     "popup_conv2d",
     "popup_linear",
     "popup_step",
+    "popup_linear_ds",
     "regenerate",
     "rice_decode",
     "rice_encode",
@@ -47,6 +50,7 @@ __all__ = [
     "sparse_linear_dw",
     "sparse_linear_dx",
     "sparse_pattern",
+    "ticket_codes",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",
