@@ -1,6 +1,6 @@
-// Score update, straight-through gradient and exact selection in one pass over the scores: the new
-// score goes from its register into the pass of select.h, whose bracket is the last threshold's. On
-// a miss one selection on its own follows.
+// Score update, straight-through gradient and exact selection in one pass over memory: a thousand
+// scores are updated and go, still in the cache, through the pass of select.h with the bracket of
+// the last threshold. On a miss one selection on its own follows.
 //
 // Products and sums are rounded one by one on every level, so that all of them give the same bits.
 #pragma GCC optimize("fp-contract=off")
@@ -66,6 +66,8 @@ inline uint32_t not_zero(Vec a) {
 }
 #endif
 
+constexpr int64_t kBlockUnits = 16;
+
 struct Hyper {
   Vec lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
 };
@@ -96,10 +98,10 @@ inline Vec straight_through(Vec grad, Vec score, uint32_t signs, Vec sigma) {
   return keep(flip(grad, signs ^ negative(score)), not_zero(score));
 }
 
-// Sixteen scores after the update, written and returned; torch's formulas, operation by operation.
+// Sixteen scores; torch's formulas, operation by operation.
 template <bool abs, bool adam, bool whole>
-inline Vec update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Vec sigma,
-                  int64_t first, int64_t n, uint32_t signs) {
+inline void update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Vec sigma,
+                   int64_t first, int64_t n, uint32_t signs) {
   Vec score = fetch<whole>(s.scores + first, n);
   Vec grad = fetch<whole>(s.grads + first, n);
   if (s.signs) grad = straight_through<abs>(grad, score, signs, sigma);
@@ -121,7 +123,6 @@ inline Vec update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Ve
     score = minus(score, times(h.lr, grad));
   }
   put<whole>(score, s.scores + first, n);
-  return score;
 }
 
 // A row's sign bits in memory order; the last row is remembered.
@@ -149,21 +150,19 @@ void step_part(const Scores* scores, const ScoreState* states, int64_t count, Ra
     const Vec sigma = broadcast(s.sigma);
     RowSigns row{scores[t], s.signs, scratch.row + thread * scratch.row_words, -1};
     uint32_t* const words = scores[t].words;
-    each_unit(scores[t].layout, begin, end, [&](int64_t r, int64_t unit, int64_t first, int64_t n) {
-      const uint64_t signs = signs_of(row, r, unit);
-      Lanes bits[4];
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t part = static_cast<uint32_t>(signs >> (16 * i)) & 0xFFFF;
-        const int64_t at = first + 16 * i, left = n - 16 * i;
-        if (left >= 16)
-          bits[i] = bits_of(update<abs, adam, true>(s, rule, h, sigma, at, 16, part));
-        else if (left > 0)
-          bits[i] = bits_of(update<abs, adam, false>(s, rule, h, sigma, at, left, part));
-        else
-          bits[i] = no_lanes();
-      }
-      emit<abs>(bits, first_bits(n), words + 2 * unit, e);
-    });
+    each_run(scores[t].layout, begin, end, !in_order(scores[t]), kBlockUnits,
+             [&](int64_t r, int64_t unit, int64_t first, int64_t n) {
+               uint64_t signs = 0;
+               for (int64_t i = 0; i < n; i += 16, signs >>= 16) {
+                 if (i % 64 == 0) signs = signs_of(row, r, unit + i / 64);
+                 const uint32_t part = static_cast<uint32_t>(signs) & 0xFFFF;
+                 if (n - i >= 16)
+                   update<abs, adam, true>(s, rule, h, sigma, first + i, 16, part);
+                 else
+                   update<abs, adam, false>(s, rule, h, sigma, first + i, n - i, part);
+               }
+               emit<abs>(s.scores + first, n, nullptr, words + 2 * unit, e);
+             });
   });
 }
 

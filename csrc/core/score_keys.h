@@ -35,7 +35,6 @@ struct Lanes {
   __m512i v;
 };
 inline Lanes load_lanes(const void* p) { return {_mm512_loadu_si512(p)}; }
-inline Lanes bits_of(Vec a) { return {_mm512_castps_si512(a.v)}; }
 inline Lanes magnitude(Lanes a) { return {_mm512_abs_epi32(a.v)}; }
 inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_epu32(a.v, b.v)}; }
 template <bool abs>
@@ -66,7 +65,6 @@ inline Lanes load_lanes(const void* p) {
   const __m256i* q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
-inline Lanes bits_of(Vec a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline Lanes magnitude(Lanes a) { return {_mm256_abs_epi32(a.lo), _mm256_abs_epi32(a.hi)}; }
 inline Lanes larger(Lanes a, Lanes b) {
   return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)};
@@ -118,7 +116,6 @@ inline Lanes load_lanes(const void* p) {
   std::memcpy(a.v, p, 64);
   return a;
 }
-inline Lanes bits_of(Vec a) { return load_lanes(a.v); }
 inline Lanes magnitude(Lanes a) {
   for (int32_t& lane : a.v) lane = lane < 0 ? -lane : lane;
   return a;
