@@ -76,7 +76,8 @@ def _select_inputs(n_rows, n_columns, density):
     kept = int(density * scores.numel())
     contenders = {"random": lambda: ops.select_mask([scores], [kept])}
     for name, change in _INPUTS.items():
-        contenders[name] = lambda s=change(scores): ops.select_mask([s], [kept])
+        changed = change(scores)
+        contenders[name] = lambda s=changed: ops.select_mask([s], [kept])
     return {**contenders, "ours": contenders["random"]}
 
 
