@@ -215,18 +215,18 @@ void reorder_taps(const uint32_t* ST_RESTRICT in, uint32_t* ST_RESTRICT out, con
     for (int64_t s = 0; s < taps; ++s) {
       const int64_t place = s * channels + first;
       uint64_t bits = to_canonical ? 0 : bits_at(in, units, place) & first_bits(present);
-      int64_t offset = s, done = 0;  // the tap's next bit in the unit; channels passed
-      for (int64_t u = 0; u < here && done < 64; ++u, offset -= 64) {
-        if (offset >= 64) continue;
+#pragma GCC unroll 9
+      for (int64_t u = 0; u < (kTaps ? kTaps : here); ++u) {
+        // The first channel whose bit of this tap is not before the unit, and its place there.
+        const int64_t channel = 64 * u > s ? (64 * u - s + taps - 1) / taps : 0;
+        const int64_t offset = channel * taps + s - 64 * u;
+        if (u >= here || offset >= 64 || channel >= 64) continue;
         uint32_t* const to = out + 2 * (base + u);
         const uint64_t mask = every << offset;
         if (to_canonical)
-          bits |= gather_bits(load_unit(in + 2 * (base + u)), mask) << done;
+          bits |= gather_bits(load_unit(in + 2 * (base + u)), mask) << channel;
         else
-          store_unit(to, load_unit(to) | spread_bits(bits >> done, mask));
-        const int64_t step = __builtin_popcountll(mask);
-        done += step;
-        offset += step * taps;
+          store_unit(to, load_unit(to) | spread_bits(bits >> channel, mask));
       }
       if (to_canonical) add_bits(out, units, place, bits);
     }
