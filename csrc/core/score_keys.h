@@ -212,6 +212,7 @@ void reorder_taps(const uint32_t* ST_RESTRICT in, uint32_t* ST_RESTRICT out, con
   for (int64_t first = 0; first < channels; first += 64) {
     const int64_t base = first / 64 * taps, present = channels - first;
     const int64_t here = units - base < taps ? units - base : taps;
+#pragma GCC unroll 9
     for (int64_t s = 0; s < taps; ++s) {
       const int64_t place = s * channels + first;
       uint64_t bits = to_canonical ? 0 : bits_at(in, units, place) & first_bits(present);
