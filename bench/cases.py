@@ -62,6 +62,39 @@ def _select(n_rows, n_columns, density):
     }
 
 
+_INPUTS = {  # what makes ties or order: no slower than random scores
+    "constant": lambda s: torch.full_like(s, 0.5),
+    "sorted": lambda s: s.flatten().sort().values.view_as(s),
+    "7 values": lambda s: s.round().clamp(-3, 3),
+    "90 % zeros": lambda s: torch.where(torch.rand_like(s) < 0.9, 0.0, s),
+}
+
+
+def _select_inputs(n_rows, n_columns, density):
+    torch.manual_seed(0)
+    scores = torch.randn(n_rows, n_columns)
+    kept = int(density * scores.numel())
+    contenders = {"random": lambda: ops.select_mask([scores], [kept])}
+    for name, change in _INPUTS.items():
+        changed = change(scores)
+        contenders[name] = lambda s=changed: ops.select_mask([s], [kept])
+    return {**contenders, "ours": contenders["random"]}
+
+
+def _select_long(n):
+    """Against the memory: a copy of the scores, and one pure read of them."""
+    torch.manual_seed(0)
+    scores = torch.randn(n)
+    kept, copy = n // 2, torch.empty(n)
+    _, state = ops.select_mask([scores], [kept])
+    return {
+        "memcpy": lambda: copy.copy_(scores),
+        "sum (a read)": scores.sum,
+        "ours": lambda: ops.select_mask([scores], [kept]),
+        "ours, last threshold": lambda: ops.select_mask([scores], [kept], None, state),
+    }
+
+
 def _resnet50_scores():
     with torch.device("meta"):
         model = build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000)
@@ -88,11 +121,56 @@ def _select_resnet50(scope):
             return [s.abs().flatten().kthvalue(s.numel() - k) for s, k in pairs]
         return torch.cat([s.abs().flatten() for s in scores]).kthvalue(everything - total[0])
 
-    counts = kept if scope == "layer" else total
+    counts, one = kept if scope == "layer" else total, torch.randn(everything)
+    last = [s.contiguous(memory_format=torch.channels_last) if s.ndim == 4 else s for s in scores]
     return {
         "sort": by_sort,
         "kthvalue": by_kthvalue,
+        "ours, one tensor": lambda: ops.select_mask([one], total),
+        "ours, channels-last": lambda: ops.select_mask(last, counts, scope=scope),
         "ours": lambda: ops.select_mask(scores, counts, scope=scope),
+    }
+
+
+def _popup_step(shapes, adam=False, scope="layer"):
+    """The optimizer pass beside torch's fused one, without and with a selection after it."""
+    torch.manual_seed(0)
+    lr = 1e-4
+    parameters = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    if adam:
+        fused = torch.optim.AdamW(parameters, lr=lr, fused=True)
+    else:
+        fused = torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
+    scores = [p.detach().clone() for p in parameters]
+    grads = [p.grad for p in parameters]
+    held = [torch.zeros_like(s) for s in scores]
+    squares = [torch.zeros_like(s) for s in scores] if adam else []
+    signs = [ops.sign_words(_SEED, i, s) for i, s in enumerate(shapes)]
+    words = [torch.zeros_like(s) for s in signs]
+    kept = [s.numel() // 2 for s in scores]
+    kept = kept if scope == "layer" else [sum(kept)]
+    state = torch.zeros(len(kept), 2, dtype=torch.int32)
+
+    def ours():
+        sigmas = [_SIGMA] * len(scores)
+        args = (scores, grads, held, squares, words, state, kept, signs, sigmas, lr, 0.9)
+        ops.popup_step(*args, scope=scope)
+
+    def both(select):
+        fused.step()
+        return select()
+
+    return {
+        "fused torch": fused.step,
+        "fused torch + sort": lambda: both(
+            lambda: [p.detach().abs().flatten().sort() for p in parameters]
+        ),
+        "fused torch + select_mask": lambda: both(
+            lambda: ops.select_mask(parameters, kept, scope=scope)
+        ),
+        "ours": ours,
     }
 
 
@@ -480,6 +558,12 @@ CASES: dict[str, list[Case]] = {
     "select_mask": [
         Case("2048x2048 keep .5", lambda: _select(*_SQUARE, 0.5), 4 * _N + _N // 8),
         Case("2048x2048 keep .05", lambda: _select(*_SQUARE, 0.05), 4 * _N + _N // 8),
+        Case(
+            "2048x2048 keep .5 kinds of input",
+            lambda: _select_inputs(*_SQUARE, 0.5),
+            4 * _N + _N // 8,
+        ),
+        Case("1e8 keep .5", lambda: _select_long(10**8), 10**8 * 33 // 8),
         Case("ResNet-50 54 layers keep .3", lambda: _select_resnet50("layer"), 25502912 * 33 // 8),
         Case("ResNet-50 global keep .3", lambda: _select_resnet50("global"), 25502912 * 33 // 8),
     ],
@@ -644,6 +728,16 @@ CASES: dict[str, list[Case]] = {
     ],
     "popup_linear_ds": [
         Case("2048x2048 batch 128", lambda: _popup_linear_ds(_SQUARE, 128), 12 * _N)
+    ],
+    "popup_step": [
+        Case("SGD 2048x2048 keep .5", lambda: _popup_step([_SQUARE]), 20 * _N + _N // 4),
+        Case("SGD 4096x4096 keep .5", lambda: _popup_step([(4096, 4096)]), 4 * (20 * _N + _N // 4)),
+        Case("AdamW 2048x2048 keep .5", lambda: _popup_step([_SQUARE], True), 28 * _N + _N // 4),
+        Case(
+            "SGD ResNet-50 global keep .5",
+            lambda: _popup_step([s.shape for s in _resnet50_scores()], scope="global"),
+            25502912 * 81 // 4,
+        ),
     ],
     "masked_conv2d": [
         Case(

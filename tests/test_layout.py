@@ -35,6 +35,7 @@ FLOORS = {
 }
 SAME_FLOOR = {
     ("nn", "masks"): "modules hold packed masks",
+    ("optim", "nn"): "optimizers select the masks of modules",
     ("__main__", "cli"): "python -m sparseticket is the command",
 }
 EXEMPT_FILES = {

@@ -73,11 +73,6 @@ inline Vec flip(Vec a, uint32_t bits) {  // change the sign where the bit is 1
   const __m512i sign = _mm512_maskz_set1_epi32(static_cast<__mmask16>(bits), INT32_MIN);
   return {_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a.v), sign))};
 }
-inline uint32_t in_range(const uint32_t* keys, uint32_t lo, uint32_t width) {  // of 16 keys
-  const __m512i above =
-      _mm512_sub_epi32(_mm512_loadu_si512(keys), _mm512_set1_epi32(static_cast<int>(lo)));
-  return _mm512_cmple_epu32_mask(above, _mm512_set1_epi32(static_cast<int>(width)));
-}
 inline float sum(Vec a) {
   const __m256 half =
       _mm256_add_ps(_mm512_castps512_ps256(a.v),
@@ -140,18 +135,6 @@ inline Vec flip(Vec a, uint32_t bits) {
   return {_mm256_xor_ps(a.lo, _mm256_and_ps(sign, _mm256_castsi256_ps(lane_mask(bits)))),
           _mm256_xor_ps(a.hi, _mm256_and_ps(sign, _mm256_castsi256_ps(lane_mask(bits >> 8))))};
 }
-inline uint32_t in_range(const uint32_t* keys, uint32_t lo, uint32_t width) {
-  const __m256i bound = _mm256_set1_epi32(static_cast<int>(width));
-  uint32_t out = 0;
-  for (int half = 0; half < 2; ++half) {
-    const __m256i above =
-        _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + 8 * half)),
-                         _mm256_set1_epi32(static_cast<int>(lo)));
-    const __m256i inside = _mm256_cmpeq_epi32(_mm256_min_epu32(above, bound), above);
-    out |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(inside))) << (8 * half);
-  }
-  return out;
-}
 inline float sum(Vec a) {
   const __m256 half = _mm256_add_ps(a.lo, a.hi);
   __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -209,11 +192,6 @@ inline Vec keep(Vec a, uint32_t bits) {
 inline Vec flip(Vec a, uint32_t bits) {
   for (int i = 0; i < 16; ++i) a.v[i] = (bits >> i) & 1 ? -a.v[i] : a.v[i];
   return a;
-}
-inline uint32_t in_range(const uint32_t* keys, uint32_t lo, uint32_t width) {
-  uint32_t out = 0;
-  for (int i = 0; i < 16; ++i) out |= static_cast<uint32_t>(keys[i] - lo <= width) << i;
-  return out;
 }
 inline float sum(Vec a) {
   for (int width = 8; width > 0; width /= 2)

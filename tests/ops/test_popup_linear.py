@@ -260,3 +260,26 @@ def test_errors():
             ops.popup_linear(*tensors, bias, transform, *RECIPE)
     with pytest.raises(ValueError, match=r"popup_linear: bias: .*\(4,\), need torch\.float32 \(5,"):
         ops.popup_linear(x, weight, scores, words, bias[1:], "abs", *RECIPE)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_raw_gradient_is_that_of_the_masked_weight(path, seeded):
+    torch.manual_seed(0)
+    mask = torch.rand(5, 70) < 0.5
+    words = ops.pack_mask(mask)
+    for dtype in DTYPES:
+        inputs = _inputs(3, 70, 5, dtype)
+        x, weight, scores, bias = inputs
+
+        def op(x, w, s, b):
+            given = None if seeded else w
+            return ops.popup_linear(x, given, s, words, b, "abs", *RECIPE, True)
+
+        y, grad, (gs, gx) = oracle.gradients(op, inputs, [2, 0])
+        y2, _, (plain, gx2) = oracle.gradients(_op(words, "abs", seeded), inputs, [2, 0], grad)
+        assert gs.dtype == scores.dtype
+        assert torch.equal(popup_score_grad(gs, weight, scores, "abs"), plain)
+        assert torch.equal(y, y2)
+        assert torch.equal(gx, gx2)
+        args = (x, weight, oracle.leaf(scores), words, bias, "abs", *RECIPE, True)
+        torch.library.opcheck(ops.popup_linear, args)
