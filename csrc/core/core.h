@@ -66,7 +66,7 @@ struct SelectScratch {
 constexpr int64_t kSelectSamples = 16384;
 constexpr int64_t kSelectBins = 2048;
 
-constexpr int64_t kLookupRows = 2048;  // outputs summed at a time: 128 KiB for 16 batch rows
+constexpr int64_t kLookupRows = 4096;  // outputs summed at a time: 256 KiB for 16 batch rows
 
 struct Conv {
   int64_t batch, channels, height, width;  // input
