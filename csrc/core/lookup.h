@@ -358,7 +358,7 @@ struct Planes {
   uint32_t key, high;
 };
 
-constexpr int64_t kTileRows = 128;  // whose words a thread reads before it goes on to the next ones
+constexpr int64_t kTileRows = 64;  // whose words a thread reads before it goes on to the next ones
 
 // lanes[16 * j + i]: word w + j of row + i of a plane, for sixteen words and rows; past the ends,
 // 0.
@@ -369,7 +369,7 @@ inline void plane_by_lane(const uint32_t* ST_RESTRICT plane, const Planes& p, in
   const int64_t n = stride - w < 16 ? stride - w : 16;
   const uint32_t* const from = plane + row * stride + w;
   // Rows are far apart, so the processor does not see which line comes next.
-  for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(from + (kTileRows + i) * stride);
+  for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(from + (kTileRows + i) * stride, 0, 2);
   if (rows == 16 && n == 16) return transpose_block(from, stride, lanes);
   uint32_t block[256] = {};
   for (int64_t i = 0; i < rows; ++i)

@@ -167,7 +167,7 @@ void code_rows_of(const Codes& codes, const T* ST_RESTRICT x, int64_t first, int
     const uint32_t* const words = codes.words + c * codes.stride + first;
     for (int64_t r = 0; r < rows; r += 16) {
       const Ints w = load_ints(words + r);
-      __builtin_prefetch(words + codes.stride + r);  // the next chunk's words of these rows
+      __builtin_prefetch(words + r + 1024);  // into the next page, where the hardware does not look
       const Vec low = add(pick<0>(t.three[0], w), pick<5>(t.three[1], w));
       const Vec high = add(pick<10>(t.three[2], w), pick<15>(t.three[3], w));
       const Vec fourth = add(pick<20>(t.fourth[0], w), pick<24>(t.fourth[1], w));

@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 SIGMA = prng.round_bf16(0.37)  # as modules round it: every dtype holds the same weights
 LAST = 2**63 - 1
 # (batch rows, K, O): every kernel (rows 1, 2, up to 6, panels of 16 with few and many rows left),
-# more than one tile of outputs (128, 4,096) and slab of words (512 and 4,096 columns), no elements
+# more than one tile of outputs (64, 4,096) and slab of words (512 and 4,096 columns), no elements
 SIZES = [
     *[(1, 1, 1), (1, 63, 3), (3, 17, 100), (4, 100, 17), (2, 130, 1), (2, 4096, 2), (5, 8300, 3)],
     *[(1, 1100, 300), (20, 33, 4100), (6, 17, 4100), (16, 100, 63), (30, 63, 17)],
