@@ -95,7 +95,7 @@ struct ScoreRule {
   float lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
 };
 
-constexpr int64_t kLookupRows = 2048;  // outputs summed at a time: 128 KiB for 16 batch rows
+constexpr int64_t kLookupRows = 4096;  // outputs summed at a time: 256 KiB for 16 batch rows
 
 struct Conv {
   int64_t batch, channels, height, width;  // input

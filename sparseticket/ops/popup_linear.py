@@ -121,7 +121,7 @@ def _backward(ctx, grad):
     need_x, need_weight, need_scores, _, need_bias, *_ = ctx.needs_input_grad
     gx = _grad_input(grad, weight, scores, words, *ctx.recipe) if need_x else None
     gw = gs = None
-    if weight is None:
+    if weight is None and not ctx.raw_grad:
         gs = popup_linear_ds(grad, x, scores, ctx.transform, *ctx.recipe) if need_scores else None
     elif need_weight or need_scores:
         gw, gs = score_grads(ctx, grad_weight(grad, x), x, weight, scores, words)

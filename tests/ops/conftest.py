@@ -28,6 +28,7 @@ def path(request, monkeypatch) -> str:
         rows = dict.fromkeys(getattr(module, table), 10**6 if fused else -1)
         monkeypatch.setattr(module, table, rows)
     monkeypatch.setattr(ticket, "LOOKUP_OUTPUTS", 0)
+    monkeypatch.setattr(ticket, "LARGE_OUTPUTS", 10**6)
     monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
     monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
     sparse = oracle.module_of("sparse_linear_dw")
