@@ -62,6 +62,10 @@ struct SelectScratch {
 constexpr int64_t kSelectSamples = 16384;
 constexpr int64_t kSelectBins = 2048;
 
+constexpr int64_t kMaskedLinearPanel = 32;
+constexpr int64_t kMaskedLinearRows = 8;
+constexpr int64_t kMaskedLinearColumns = 128;
+
 struct Conv {
   int64_t batch, channels, height, width;  // input
   int64_t outputs, out_height, out_width;
@@ -108,6 +112,10 @@ struct Tap {
     (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
      const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
      int64_t k, int nthreads))                                                                     \
+  X(void, masked_linear_live,                                                                      \
+    (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
+     const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
+     int64_t k, bool transposed, float* ST_RESTRICT scratch, int nthreads))                        \
   X(void, ticket_linear,                                                                           \
     (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                 \
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
@@ -152,6 +160,15 @@ const Kernels& table();
 #endif
 
 namespace {
+// Floats of the panels that hold [batch, k] activations for masked_linear_live, and of all its
+// scratch: those of x [batch, rows or k] and the sums of each thread.
+inline int64_t masked_linear_panel_floats(int64_t batch, int64_t k) {
+  return (batch + kMaskedLinearPanel - 1) / kMaskedLinearPanel * kMaskedLinearPanel * k;
+}
+inline int64_t masked_linear_floats(int64_t batch, int64_t width, bool transposed, int nthreads) {
+  const int64_t sums = transposed ? kMaskedLinearColumns : kMaskedLinearRows;
+  return masked_linear_panel_floats(batch, width + nthreads * sums);
+}
 // uint32 words of `signs` that regenerate needs for each thread.
 inline int64_t regenerate_sign_words(const Layout& layout) {
   return row_words(layout) > 1024 ? row_words(layout) : 1024;

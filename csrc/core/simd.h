@@ -60,6 +60,7 @@ inline Vec load_strided(const float* p, int64_t stride) {
   return {_mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))),
                               p, 4)};
 }
+inline void store(Vec a, float* p) { _mm512_storeu_ps(p, a.v); }
 inline void store_first(Vec a, float* p, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
 }
@@ -119,6 +120,10 @@ inline Vec load_strided(const float* p, int64_t stride) {
   const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
                                            _mm256_set1_epi32(static_cast<int>(stride)));
   return {_mm256_i32gather_ps(p, index, 4), _mm256_i32gather_ps(p + 8 * stride, index, 4)};
+}
+inline void store(Vec a, float* p) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
 }
 inline void store_first(Vec a, float* p, int64_t n) {
   const uint32_t bits = (1u << n) - 1;
@@ -184,6 +189,9 @@ inline Vec load_strided(const float* p, int64_t stride) {
   Vec a;
   for (int i = 0; i < 16; ++i) a.v[i] = p[i * stride];
   return a;
+}
+inline void store(Vec a, float* p) {
+  for (int i = 0; i < 16; ++i) p[i] = a.v[i];
 }
 inline void store_first(Vec a, float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];

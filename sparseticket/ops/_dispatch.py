@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -41,8 +41,7 @@ _CHOOSERS: dict[str, Callable[..., Choice]] = {}
 cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Which kernel runs an op and why; ``str()`` is one line for people."""
 
     op: str
@@ -78,7 +77,7 @@ def autocast_off(device_type: str):
 
 def check_words(op: str, words: torch.Tensor, rows: int, k: int, name: str = "words") -> None:
     expected = (rows, 2 * ((k + 63) // 64))
-    if words.dtype != torch.int32 or tuple(words.shape) != expected:
+    if words.dtype != torch.int32 or words.shape != expected:
         raise ValueError(
             f"{op}: {name}: got {words.dtype} {tuple(words.shape)}, need int32 {expected}, the "
             f"packed mask of a weight whose canonical form is [{rows}, {k}]"

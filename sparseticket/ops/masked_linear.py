@@ -19,14 +19,21 @@ __all__ = [
     "masked_linear",
 ]
 
-# Batch rows up to which decoding in the kernel beats writing W*mask and calling dense, by what is
-# decoded; from the crossover rows of bench/results.
+# The static table, from the crossover rows of bench/results. Batch rows up to which decoding in the
+# kernel beats dense at any density, by what is decoded.
 FUSED_ROWS = {
     ("dense weight", torch.float32): 8,
     ("dense weight", torch.bfloat16): 4,
     ("seed", torch.float32): 12,
     ("seed", torch.bfloat16): 4,
 }
+# Beyond them, the density up to which walking over the live weights does, from how many rows on:
+# of x @ W^T and of x @ W.
+LIVE_DENSITY = {torch.float32: (0.5, 0.3), torch.bfloat16: (0.1, -1.0)}
+LIVE_ROWS = {torch.float32: 9, torch.bfloat16: 64}
+# And the rows up to which the fused kernel still beats dense at higher densities, where vectors and
+# registers are wide enough.
+WIDE_ROWS = {("avx512", torch.float32): 128}
 
 
 def linear_choice(op: str, x: torch.Tensor, source: str, dist: str = "signed_constant") -> Choice:
@@ -42,16 +49,17 @@ def linear_choice(op: str, x: torch.Tensor, source: str, dist: str = "signed_con
     return Choice(op, f"fused {C.isa()}", f"{rows} rows <= {most}: bound by weight bytes")
 
 
-def check_linear(op, x, rows, k, words, bias):
-    """Raise for what a linear op cannot take."""
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"{op}: x: got shape {tuple(x.shape)}, need last dimension {k}")
+def check_linear(op, x, rows, k, words, bias, transposed=False):
+    """Raise for what a linear op cannot take; ``transposed``: y = x @ W, not x @ W^T."""
+    width, outputs = (rows, k) if transposed else (k, rows)
+    if x.ndim == 0 or x.shape[-1] != width:
+        raise ValueError(f"{op}: x: got shape {tuple(x.shape)}, need last dimension {width}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{op}: x: got {x.dtype}, need a floating-point dtype")
     check_words(op, words, rows, k)
-    if bias is not None and (tuple(bias.shape) != (rows,) or bias.dtype != x.dtype):
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != x.dtype):
         raise ValueError(
-            f"{op}: bias: got {bias.dtype} {tuple(bias.shape)}, need {x.dtype} ({rows},)"
+            f"{op}: bias: got {bias.dtype} {tuple(bias.shape)}, need {x.dtype} ({outputs},)"
         )
 
 
@@ -60,7 +68,7 @@ def fused_linear(kernel, x, rows, bias):
     x2d = _as_matrix(x).contiguous()
     y = x.new_empty(x2d.shape[0], rows)
     kernel(cap(x2d), None if bias is None else cap(bias.contiguous()), cap(y))
-    return y.view(*x.shape[:-1], rows)
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], rows)
 
 
 def grad_weight(grad, x):
@@ -73,12 +81,14 @@ def grad_bias(grad):
 
 
 def _as_matrix(x):
+    if x.ndim == 2:
+        return x
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # also without elements
 
 
-def _check(x, weight, words, bias):
+def _check(x, weight, words, bias, transposed):
     if weight.ndim == 2:
-        check_linear("masked_linear", x, *weight.shape, words, bias)
+        check_linear("masked_linear", x, *weight.shape, words, bias, transposed)
     if weight.ndim != 2 or weight.dtype != x.dtype:
         raise ValueError(
             f"masked_linear: weight: got {weight.dtype} {tuple(weight.shape)}, "
@@ -86,46 +96,84 @@ def _check(x, weight, words, bias):
         )
 
 
-def _choose(x, weight, words, bias=None, dense_grad=False):
-    return linear_choice("masked_linear", x, "dense weight")
+def _kernel(x, weight, words, transposed):
+    """Name of the kernel by the static table, batch rows, and the density if that decided."""
+    dtype = x.dtype
+    rows = x.shape[0] if x.ndim == 2 else math.prod(x.shape[:-1])
+    if dtype not in LIVE_DENSITY:
+        return "materialised", rows, None
+    if not transposed and rows <= FUSED_ROWS["dense weight", dtype]:
+        return "fused", rows, None
+    density = None
+    if rows >= LIVE_ROWS[dtype]:
+        bits = cap(words.contiguous())
+        density = C.mask_count(bits, bits, False, nthreads()) / max(weight.numel(), 1)
+        if density <= LIVE_DENSITY[dtype][transposed]:
+            return "live", rows, density
+    if not transposed and rows <= WIDE_ROWS.get((C.isa(), dtype), -1):
+        return "fused", rows, density
+    return "materialised", rows, density
 
 
-def _cpu(x, weight, words, bias=None, dense_grad=False):
-    _check(x, weight, words, bias)
-    if _choose(x, weight, words).kernel == "materialised":
-        return F.linear(x, apply_mask(weight, words), bias)
-    w, m = weight.contiguous(), words.contiguous()
-    return fused_linear(
-        lambda x, b, y: C.masked_linear(x, cap(w), cap(m), b, y, nthreads()),
-        x,
-        weight.shape[0],
-        bias,
-    )
+def _choose(x, weight, words, bias=None, dense_grad=False, transposed=False):
+    kernel, rows, density = _kernel(x, weight, words, transposed)
+    if kernel == "materialised" and x.dtype not in LIVE_DENSITY:
+        return Choice("masked_linear", kernel, f"the fused kernels take no {x.dtype}")
+    reason = f"{rows} rows" if density is None else f"{rows} rows, density {density:.3f}"
+    why = {
+        "fused": "masks each weight as it is read",
+        "live": "walks over the live weights",
+        "materialised": "dense GEMM on W*mask",
+    }[kernel]
+    name = kernel if kernel == "materialised" else f"{kernel} {C.isa()}"
+    return Choice("masked_linear", name, f"{reason}: {why}")
 
 
-def _meta(x, weight, words, bias=None, dense_grad=False):
-    _check(x, weight, words, bias)
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+def _cpu(x, weight, words, bias=None, dense_grad=False, transposed=False):
+    _check(x, weight, words, bias, transposed)
+    kernel, _, _ = _kernel(x, weight, words, transposed)
+    if kernel == "materialised":
+        masked = apply_mask(weight, words)
+        return F.linear(x, masked.t() if transposed else masked, bias)
+    w, m = cap(weight.contiguous()), cap(words.contiguous())
+    if kernel == "fused":
+
+        def run(x, b, y):
+            C.masked_linear(x, w, m, b, y, nthreads())
+    else:
+
+        def run(x, b, y):
+            C.masked_linear_live(x, w, m, b, y, transposed, nthreads())
+
+    return fused_linear(run, x, weight.shape[1 if transposed else 0], bias)
+
+
+def _meta(x, weight, words, bias=None, dense_grad=False, transposed=False):
+    _check(x, weight, words, bias, transposed)
+    return x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0])
 
 
 def _setup(ctx, inputs, output):
-    x, weight, words, _, ctx.dense_grad = inputs
+    x, weight, words, _, ctx.dense_grad, ctx.transposed = inputs
     ctx.save_for_backward(x, weight, words)
 
 
 def _backward(ctx, grad):
     x, weight, words = ctx.saved_tensors
-    need_x, need_weight, _, need_bias, _ = ctx.needs_input_grad
-    gx = grad @ apply_mask(weight, words) if need_x else None
-    gw = grad_weight(grad, x) if need_weight else None
-    if need_weight and not ctx.dense_grad:
-        gw = apply_mask(gw, words)
-    return gx, gw, None, grad_bias(grad) if need_bias else None, None
+    need_x, need_weight, _, need_bias, *_ = ctx.needs_input_grad
+    gx = gw = None
+    if need_x:
+        gx = masked_linear(grad, weight, words, None, False, not ctx.transposed)
+    if need_weight:
+        gw = grad_weight(x, grad) if ctx.transposed else grad_weight(grad, x)
+        if not ctx.dense_grad:
+            gw = apply_mask(gw, words)
+    return gx, gw, None, grad_bias(grad) if need_bias else None, None, None
 
 
 masked_linear = define(
     "masked_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias=None,"
-    " bool dense_grad=False) -> Tensor",
+    " bool dense_grad=False, bool transposed=False) -> Tensor",
     cpu=_cpu,
     reference=_reference.masked_linear,
     meta=_meta,

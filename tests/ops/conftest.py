@@ -20,11 +20,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["fused", "materialised"])
 def path(request, monkeypatch) -> str:
-    """Dispatch tables that send everything they can one way."""
+    """Dispatch tables that send everything they can one way; ``live``: of masked_linear only."""
     fused = request.param == "fused"
     linear, conv = oracle.module_of("masked_linear"), oracle.module_of("masked_conv2d")
     rows = dict.fromkeys(linear.FUSED_ROWS, 10**6 if fused else -1)
     monkeypatch.setattr(linear, "FUSED_ROWS", rows)
+    density = 1.0 if request.param == "live" else -1.0
+    monkeypatch.setattr(linear, "LIVE_DENSITY", dict.fromkeys(linear.LIVE_DENSITY, (density,) * 2))
+    monkeypatch.setattr(linear, "LIVE_ROWS", dict.fromkeys(linear.LIVE_ROWS, 0))
+    monkeypatch.setattr(linear, "WIDE_ROWS", {})
     monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
     monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
     return request.param
@@ -38,6 +42,12 @@ def calls(monkeypatch) -> list[str]:
     def spy(name, kernel):
         monkeypatch.setattr(_C, name, lambda *args: (made.append(name), kernel(*args)))
 
-    for name in ("masked_linear", "ticket_linear", "masked_conv2d", "ticket_conv2d"):
+    for name in (
+        "masked_linear",
+        "masked_linear_live",
+        "ticket_linear",
+        "masked_conv2d",
+        "ticket_conv2d",
+    ):
         spy(name, getattr(_C, name))
     return made
