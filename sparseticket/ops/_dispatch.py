@@ -1,7 +1,7 @@
 """The one door to torch.library, the compiled module and the reference fall-back.
 
-Every op file calls :func:`define` once. CPU implementations get nthreads from
-:func:`nthreads` and hand tensors to ``_C`` as DLPack capsules (:func:`cap`).
+Every op file calls :func:`define` once. CPU implementations hand tensors to ``_C`` as DLPack
+capsules (:func:`cap`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ LIB = torch.library.Library("sparseticket", "DEF")
 _LOG = logging.getLogger("sparseticket")
 _OPS: set[str] = set()
 _CHOOSERS: dict[str, Callable[..., Choice]] = {}
+nthreads = torch.get_num_threads
 cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
 
 
@@ -54,10 +55,6 @@ class Choice(NamedTuple):
 
 def caps(tensors: Iterable[torch.Tensor]) -> list:
     return [cap(t) for t in tensors]
-
-
-def nthreads() -> int:
-    return torch.get_num_threads()
 
 
 def signed64(layer: int) -> int:
@@ -149,9 +146,11 @@ def _with_all_needs(backward: Callable, count: int) -> Callable:
 
 
 def _without_autocast(body: Callable, device_type: str) -> Callable:
+    enabled = torch.is_autocast_enabled
+
     @functools.wraps(body)
     def run(*args, **kwargs):
-        if not torch.is_autocast_enabled(device_type):
+        if not enabled(device_type):
             return body(*args, **kwargs)
         with autocast_off(device_type):
             return body(*args, **kwargs)

@@ -15,6 +15,7 @@ __all__ = [
     "fused_linear",
     "grad_bias",
     "grad_weight",
+    "is_fused",
     "linear_choice",
     "masked_linear",
 ]
@@ -36,17 +37,25 @@ LIVE_ROWS = {torch.float32: 9, torch.bfloat16: 64}
 WIDE_ROWS = {("avx512", torch.float32): 128}
 
 
+def is_fused(x: torch.Tensor, source: str, dist: str = "signed_constant") -> bool:
+    """Whether the static table decodes ``source`` in the kernel for ``x`` ``[..., K]``."""
+    most = FUSED_ROWS.get((source, x.dtype), -1)
+    return (x.shape[0] if x.ndim == 2 else math.prod(x.shape[:-1])) <= most and not (
+        source == "seed" and dist != "signed_constant"
+    )
+
+
 def linear_choice(op: str, x: torch.Tensor, source: str, dist: str = "signed_constant") -> Choice:
-    """Fused or materialised, by the static table. ``x``: ``[..., K]``."""
+    """:func:`is_fused` with its reason."""
     rows = math.prod(x.shape[:-1])
     most = FUSED_ROWS.get((source, x.dtype))
+    if is_fused(x, source, dist):
+        return Choice(op, f"fused {C.isa()}", f"{rows} rows <= {most}: bound by weight bytes")
     if source == "seed" and dist != "signed_constant":
         return Choice(op, "materialised", f"only signed_constant is decoded in the kernel: {dist}")
     if most is None:
         return Choice(op, "materialised", f"the fused kernel takes no {x.dtype}")
-    if rows > most:
-        return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
-    return Choice(op, f"fused {C.isa()}", f"{rows} rows <= {most}: bound by weight bytes")
+    return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
 
 
 def check_linear(op, x, rows, k, words, bias, transposed=False):

@@ -6,7 +6,7 @@ from sparseticket import prng
 from sparseticket.reference import ticket_linear as _reference
 
 from ._dispatch import C, cap, check_words, define, nthreads
-from .masked_linear import check_linear, fused_linear, grad_bias, linear_choice
+from .masked_linear import check_linear, fused_linear, grad_bias, is_fused, linear_choice
 from .regenerate import check_recipe, regenerate
 
 __all__ = ["ticket_kernel", "ticket_linear"]
@@ -49,7 +49,7 @@ def _check(x, words, bias, seed, dist, signs):
 
 def _cpu(x, words, bias, seed, layer, dist, sigma, signs=None):
     _check(x, words, bias, seed, dist, signs)
-    if _choose(x, words, bias, seed, layer, dist, sigma).kernel == "materialised":
+    if not is_fused(x, "seed", dist):
         return F.linear(x, _weight(x, words, seed, layer, dist, sigma), bias)
     signs = None if signs is None else signs.contiguous()
     kernel = ticket_kernel(words.contiguous(), signs, seed, layer, sigma)
