@@ -52,8 +52,10 @@ inline void tile_rows(const T* ST_RESTRICT weight, const uint32_t* ST_RESTRICT w
   Vec total[kTile][kBatch];
   for (auto& row : total)
     for (Vec& v : row) v = zero();
-  for (int64_t first = 0; first < k; first += kSlice) {
-    const int64_t end = k - first < kSlice ? k : first + kSlice;
+  // One batch row shares nothing between tiles: long runs of the weight are read fastest then.
+  const int64_t slice = batch == 1 ? k : kSlice;
+  for (int64_t first = 0; first < k; first += slice) {
+    const int64_t end = k - first < slice ? k : first + slice;
     int64_t b = 0;
     for (; b + kTile <= batch; b += kTile)
       tile<R, kTile>(weight, words, x + b * k, k, first, end, total, b);

@@ -32,9 +32,11 @@ FUSED_ROWS = {
 # of x @ W^T and of x @ W.
 LIVE_DENSITY = {torch.float32: (0.5, 0.3), torch.bfloat16: (0.1, -1.0)}
 LIVE_ROWS = {torch.float32: 9, torch.bfloat16: 64}
+# Fewer rows than a panel holds pay for all of it: the density is at most this part of that then.
+FEW_ROWS, FEW_PART = 32, 0.4
 # And the rows up to which the fused kernel still beats dense at higher densities, where vectors and
 # registers are wide enough.
-WIDE_ROWS = {("avx512", torch.float32): 128}
+WIDE_ROWS = {("avx512", torch.float32): 64}
 
 
 def is_fused(x: torch.Tensor, source: str, dist: str = "signed_constant") -> bool:
@@ -117,7 +119,8 @@ def _kernel(x, weight, words, transposed):
     if rows >= LIVE_ROWS[dtype]:
         bits = cap(words.contiguous())
         density = C.mask_count(bits, bits, False, nthreads()) / max(weight.numel(), 1)
-        if density <= LIVE_DENSITY[dtype][transposed]:
+        most = LIVE_DENSITY[dtype][transposed] * (FEW_PART if rows < FEW_ROWS else 1)
+        if density <= most:
             return "live", rows, density
     if not transposed and rows <= WIDE_ROWS.get((C.isa(), dtype), -1):
         return "fused", rows, density

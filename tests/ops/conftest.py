@@ -29,6 +29,7 @@ def path(request, monkeypatch) -> str:
     monkeypatch.setattr(linear, "LIVE_DENSITY", dict.fromkeys(linear.LIVE_DENSITY, (density,) * 2))
     monkeypatch.setattr(linear, "LIVE_ROWS", dict.fromkeys(linear.LIVE_ROWS, 0))
     monkeypatch.setattr(linear, "WIDE_ROWS", {})
+    monkeypatch.setattr(linear, "FEW_ROWS", 0)
     monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
     monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
     return request.param
