@@ -567,14 +567,21 @@ CASES: dict[str, list[Case]] = {
         Case("ResNet-50 54 layers keep .3", lambda: _select_resnet50("layer"), 25502912 * 33 // 8),
         Case("ResNet-50 global keep .3", lambda: _select_resnet50("global"), 25502912 * 33 // 8),
     ],
-    "pack_mask": [Case("2048x2048", lambda: _pack(_SQUARE), _N + _N // 8)],
-    "unpack_mask": [Case("2048x2048", lambda: _unpack(_SQUARE), _N + _N // 8)],
+    "pack_mask": [
+        Case("2048x2048", lambda: _pack(_SQUARE), _N + _N // 8),
+        Case("2048x2000, ragged rows", lambda: _pack((2048, 2000)), 2048 * 2250),
+    ],
+    "unpack_mask": [
+        Case("2048x2048", lambda: _unpack(_SQUARE), _N + _N // 8),
+        Case("2048x2000, ragged rows", lambda: _unpack((2048, 2000)), 2048 * 2250),
+    ],
     "mask_ops": [
         Case("and 2048x2048", lambda: _mask_ops(_SQUARE, "and"), 3 * _N // 8),
         Case("hamming 2048x2048", lambda: _mask_ops(_SQUARE, "hamming"), 2 * _N // 8),
     ],
     "apply_mask": [
         Case("2048x2048 fp32", lambda: _apply(_SQUARE), 8 * _N + _N // 8),
+        Case("2048x2048 bf16", lambda: _apply(_SQUARE, dtype=torch.bfloat16), 4 * _N + _N // 8),
         Case("512x512x3x3 fp32", lambda: _apply((512, 512, 3, 3)), 2359296 * 65 // 8),
     ],
     "rice_encode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, False), _N // 8)],
@@ -591,8 +598,16 @@ CASES: dict[str, list[Case]] = {
     ],
     "sign_words": [Case("2048x2048", lambda: _signs(_SQUARE), _N // 8)],
     "masked_linear": [
-        Case(f"2048x2048 batch {b} keep .1", lambda b=b: _masked_linear(_SQUARE, b, 0.1), 4 * _N)
-        for b in (1, 4, 16, 128)
+        *(
+            Case(
+                f"2048x2048 batch {b} keep {str(d)[1:]}",
+                lambda b=b, d=d: _masked_linear(_SQUARE, b, d),
+                4 * _N,
+            )
+            for d in (0.1, 0.5, 0.9)
+            for b in (1, 4, 16, 128)
+        ),
+        Case("call overhead: 8x8 batch 1", lambda: _masked_linear((8, 8), 1, 0.5), 256),
     ],
     "ticket_codes": [
         Case("2048x2048", lambda: _ticket_codes(_SQUARE, False), 3 * _BITS),

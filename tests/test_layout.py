@@ -210,6 +210,7 @@ HELPERS = {  # a file in a column that is no op and why
     ("reference", "philox"): "the generator that sign_words and regenerate share",
     ("reference", "layout"): "the canonical form that all of them share",
     ("csrc/core", "table"): "the list of the kernels of one ISA level",
+    ("tests/ops", "fuzz"): "random calls of several ops, leaks, threads",
 }
 
 

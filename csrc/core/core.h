@@ -97,6 +97,10 @@ struct ScoreRule {
 
 constexpr int64_t kLookupRows = 4096;  // outputs summed at a time: 256 KiB for 16 batch rows
 
+constexpr int64_t kMaskedLinearPanel = 32;
+constexpr int64_t kMaskedLinearRows = 8;
+constexpr int64_t kMaskedLinearColumns = 128;
+
 struct Conv {
   int64_t batch, channels, height, width;  // input
   int64_t outputs, out_height, out_width;
@@ -155,6 +159,10 @@ struct Tap {
     (const uint32_t* ST_RESTRICT words, const uint32_t* ST_RESTRICT signs,                         \
      uint32_t* ST_RESTRICT codes, int64_t rows, int64_t k, bool transposed, uint32_t key,          \
      uint32_t high, int nthreads))                                                                 \
+  X(void, masked_linear_live,                                                                      \
+    (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
+     const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
+     int64_t k, bool transposed, float* ST_RESTRICT scratch, int nthreads))                        \
   X(void, ticket_linear,                                                                           \
     (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                 \
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
@@ -224,6 +232,15 @@ const Kernels& table();
 #endif
 
 namespace {
+// Floats of the panels that hold [batch, k] activations for masked_linear_live, and of all its
+// scratch: those of x [batch, rows or k] and the sums of each thread.
+inline int64_t masked_linear_panel_floats(int64_t batch, int64_t k) {
+  return (batch + kMaskedLinearPanel - 1) / kMaskedLinearPanel * kMaskedLinearPanel * k;
+}
+inline int64_t masked_linear_floats(int64_t batch, int64_t width, bool transposed, int nthreads) {
+  const int64_t sums = transposed ? kMaskedLinearColumns : kMaskedLinearRows;
+  return masked_linear_panel_floats(batch, width + nthreads * sums);
+}
 // uint32 words of `signs` that regenerate needs for each thread.
 inline int64_t regenerate_sign_words(const Layout& layout) {
   return row_words(layout) > 1024 ? row_words(layout) : 1024;

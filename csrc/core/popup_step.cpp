@@ -15,7 +15,6 @@ inline Vec times(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec minus(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec over(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
-inline void store(Vec a, float* p) { _mm512_storeu_ps(p, a.v); }
 inline uint32_t not_zero(Vec a) {
   return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 }
@@ -27,10 +26,6 @@ inline Vec times(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_p
 inline Vec minus(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline Vec over(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 inline Vec root(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
-inline void store(Vec a, float* p) {
-  _mm256_storeu_ps(p, a.lo);
-  _mm256_storeu_ps(p + 8, a.hi);
-}
 inline Vec flip_like(Vec a, Vec sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(a.lo, _mm256_and_ps(sign.lo, bit)),
@@ -59,7 +54,6 @@ inline Vec root(Vec a) {
   for (float& lane : a.v) lane = __builtin_sqrtf(lane);
   return a;
 }
-inline void store(Vec a, float* p) { std::memcpy(p, a.v, 64); }
 inline Vec flip_like(Vec a, Vec sign) {
   for (int i = 0; i < 16; ++i) a.v[i] = __builtin_signbit(sign.v[i]) ? -a.v[i] : a.v[i];
   return a;
