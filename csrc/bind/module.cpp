@@ -72,5 +72,6 @@ PYBIND11_MODULE(_C, m) {
   st::bind_linear(m);
   st::bind_masks(m);
   st::bind_select_mask(m);
+  st::bind_sparse_conv2d(m);
   st::bind_weights(m);
 }

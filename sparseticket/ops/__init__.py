@@ -2,6 +2,8 @@
 
 from ._dispatch import Choice, explain_op, signed64
 from .apply_mask import apply_mask
+from .conv2d_flip import conv2d_flip
+from .conv2d_taps import conv2d_taps
 from .mask_ops import mask_ops
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
@@ -13,6 +15,8 @@ from .rice_decode import rice_decode
 from .rice_encode import rice_encode
 from .select_mask import select_mask
 from .sign_words import sign_words
+from .sparse_conv2d import sparse_conv2d
+from .sparse_conv2d_grad import sparse_conv2d_grad
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -20,6 +24,8 @@ from .unpack_mask import unpack_mask
 __all__ = [
     "Choice",
     "apply_mask",
+    "conv2d_flip",
+    "conv2d_taps",
     "explain_op",
     "mask_ops",
     "masked_conv2d",
@@ -33,6 +39,8 @@ __all__ = [
     "select_mask",
     "sign_words",
     "signed64",
+    "sparse_conv2d",
+    "sparse_conv2d_grad",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",
