@@ -56,6 +56,7 @@ void bind_linear(py::module_& m);
 void bind_masks(py::module_& m);
 void bind_select_mask(py::module_& m);
 void bind_sparse_conv2d(py::module_& m);
+void bind_sparse(py::module_& m);
 void bind_weights(py::module_& m);
 
 }  // namespace st

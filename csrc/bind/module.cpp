@@ -73,5 +73,6 @@ PYBIND11_MODULE(_C, m) {
   st::bind_masks(m);
   st::bind_select_mask(m);
   st::bind_sparse_conv2d(m);
+  st::bind_sparse(m);
   st::bind_weights(m);
 }

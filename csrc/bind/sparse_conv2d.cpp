@@ -49,8 +49,8 @@ void sparse_conv2d(py::object x, py::object values, py::object taps, py::object 
                           nthreads);
 }
 
-void sparse_conv2d_grad(py::object x, py::object grad, py::object words, py::object out,
-                        const Geometry& geometry, int nthreads) {
+void sparse_conv2d_dw(py::object x, py::object grad, py::object words, py::object out,
+                      const Geometry& geometry, int nthreads) {
   const Tensor tx(x, "x"), tg(grad, "grad"), tm(words, "words"), to(out, "out");
   const Conv c = conv_of(shape_of(tx), shape_of(tg), geometry);
   const uint32_t* mask = mask_of(tm, c);
@@ -67,8 +67,8 @@ void sparse_conv2d_grad(py::object x, py::object grad, py::object words, py::obj
   const auto sums = scratch_of<float>(nthreads * 16 * conv_columns(c));
   const TapScratch taps{columns.get(), starts.get(), offsets.get(), nullptr};
   py::gil_scoped_release release;
-  kernels().sparse_conv2d_grad(px, pg, mask, po, c, plan, taps,
-                               {planes.get(), flat.get(), sums.get()}, live, nthreads);
+  kernels().sparse_conv2d_dw(px, pg, mask, po, c, plan, taps,
+                             {planes.get(), flat.get(), sums.get()}, live, nthreads);
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ void sparse_conv2d_grad(py::object x, py::object grad, py::object words, py::obj
 void bind_sparse_conv2d(py::module_& m) {
   m.def("conv2d_taps", &conv2d_taps);
   m.def("sparse_conv2d", &sparse_conv2d);
-  m.def("sparse_conv2d_grad", &sparse_conv2d_grad);
+  m.def("sparse_conv2d_dw", &sparse_conv2d_dw);
 }
 
 }  // namespace st

@@ -144,10 +144,18 @@ constexpr int kConvTile = 8;   // most vectors of pixels kept in registers
     (const float* ST_RESTRICT x, const float* ST_RESTRICT values, const int32_t* ST_RESTRICT taps, \
      const float* ST_RESTRICT bias, float* ST_RESTRICT y, Conv conv, ConvPlan plan,                \
      ConvScratch scratch, float* ST_RESTRICT stream, int64_t live, int nthreads))                  \
-  X(void, sparse_conv2d_grad,                                                                      \
+  X(void, sparse_conv2d_dw,                                                                        \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT grad, const uint32_t* ST_RESTRICT words, \
      float* ST_RESTRICT out, Conv conv, ConvPlan plan, TapScratch taps, GradScratch scratch,       \
      int64_t live, int nthreads))                                                                  \
+  X(void, live_starts,                                                                             \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t* ST_RESTRICT starts))     \
+  X(void, gather_live,                                                                             \
+    (const void* ST_RESTRICT dense, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT values,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
+  X(void, scatter_live,                                                                            \
+    (const void* ST_RESTRICT values, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT dense,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
   X(void, masked_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
      const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \

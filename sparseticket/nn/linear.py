@@ -31,6 +31,7 @@ class SparseLinear(SparseModule, nn.Linear):
         "masked": ops.masked_linear,
         "scored": ops.popup_linear,
         "ticket": ops.ticket_linear,
+        "compressed": ops.sparse_linear,
     }
 
     def __init__(

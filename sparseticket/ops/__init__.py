@@ -4,6 +4,7 @@ from ._dispatch import Choice, explain_op, signed64
 from .apply_mask import apply_mask
 from .conv2d_flip import conv2d_flip
 from .conv2d_taps import conv2d_taps
+from .gather_live import gather_live
 from .mask_ops import mask_ops
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
@@ -13,10 +14,14 @@ from .popup_linear import popup_linear
 from .regenerate import regenerate
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
+from .scatter_live import scatter_live
 from .select_mask import select_mask
 from .sign_words import sign_words
 from .sparse_conv2d import sparse_conv2d
-from .sparse_conv2d_grad import sparse_conv2d_grad
+from .sparse_conv2d_dw import sparse_conv2d_dw
+from .sparse_linear import sparse_linear
+from .sparse_linear_dw import sparse_linear_dw
+from .sparse_linear_dx import sparse_linear_dx
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -27,6 +32,7 @@ __all__ = [
     "conv2d_flip",
     "conv2d_taps",
     "explain_op",
+    "gather_live",
     "mask_ops",
     "masked_conv2d",
     "masked_linear",
@@ -36,11 +42,15 @@ __all__ = [
     "regenerate",
     "rice_decode",
     "rice_encode",
+    "scatter_live",
     "select_mask",
     "sign_words",
     "signed64",
     "sparse_conv2d",
-    "sparse_conv2d_grad",
+    "sparse_conv2d_dw",
+    "sparse_linear",
+    "sparse_linear_dw",
+    "sparse_linear_dx",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",

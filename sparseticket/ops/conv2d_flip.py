@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 from sparseticket.formats import canonical_shape, words_shape
 from sparseticket.reference import conv2d_flip as _reference
 from sparseticket.reference.conv2d_flip import flipped_shape
@@ -7,7 +9,17 @@ from sparseticket.reference.conv2d_flip import flipped_shape
 from ._dispatch import check_words, define
 from .mask_ops import mask_ops
 
-__all__ = ["conv2d_flip", "flipped_shape"]
+__all__ = ["conv2d_flip", "flipped_shape", "split_flip"]
+
+
+def _words_size(weight_shape, groups):
+    return math.prod(words_shape(flipped_shape(weight_shape, groups)))
+
+
+def split_flip(flip, weight_shape, groups):
+    """``(mask words, order)`` of what conv2d_flip gave."""
+    size = _words_size(weight_shape, groups)
+    return flip[:size].view(words_shape(flipped_shape(weight_shape, groups))), flip[size:]
 
 
 def _meta(words, weight_shape, groups, live):
@@ -16,7 +28,7 @@ def _meta(words, weight_shape, groups, live):
         raise ValueError(
             f"conv2d_flip: groups: got {groups}, need a divisor of {weight_shape[0]} outputs"
         )
-    return words.new_empty(words_shape(flipped_shape(weight_shape, groups))), words.new_empty(live)
+    return words.new_empty(_words_size(weight_shape, groups) + live)
 
 
 def _cpu(words, weight_shape, groups, live):
@@ -28,8 +40,7 @@ def _cpu(words, weight_shape, groups, live):
 
 
 conv2d_flip = define(
-    "conv2d_flip(Tensor words, SymInt[] weight_shape, SymInt groups, SymInt live)"
-    " -> (Tensor, Tensor)",
+    "conv2d_flip(Tensor words, SymInt[] weight_shape, SymInt groups, SymInt live) -> Tensor",
     cpu=_cpu,
     reference=_reference.conv2d_flip,
     meta=_meta,

@@ -18,9 +18,9 @@ def flipped_shape(weight_shape: Sequence[int], groups: int) -> tuple[int, ...]:
 
 def conv2d_flip(
     words: torch.Tensor, weight_shape: Sequence[int], groups: int, live: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask words of the flipped, transposed weight with which a convolution of the output's
-    gradient gives the input's, and the int32 ``order [live]``: its values are ``values[order]``."""
+) -> torch.Tensor:
+    """The flipped, transposed pattern with which a convolution of the output's gradient gives the
+    input's. int32: its mask words, then ``order [live]``; its values are ``values[order]``."""
     mask = unpack_mask(words, weight_shape)
     rank = torch.full(canonical_shape(weight_shape), -1, dtype=torch.int32, device=words.device)
     rank[to_canonical(mask)] = torch.arange(live, dtype=torch.int32, device=words.device)
@@ -31,4 +31,4 @@ def conv2d_flip(
     shape = flipped_shape(weight_shape, groups)
     flipped = to_canonical(grouped.transpose(1, 2).reshape(shape).flip(-1, -2))
     order = flipped[flipped >= 0]
-    return pack_mask(from_canonical(flipped >= 0, shape)), order
+    return torch.cat([pack_mask(from_canonical(flipped >= 0, shape)).flatten(), order])

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from sparseticket import ops
-from sparseticket.reference.sparse_conv2d_grad import sparse_conv2d_grad as reference
+from sparseticket.reference.sparse_conv2d_dw import sparse_conv2d_dw as reference
 
-MODULE = oracle.module_of("sparse_conv2d_grad")
+MODULE = oracle.module_of("sparse_conv2d_dw")
 GEOMETRY = ((2, 1), (1, 0), (1, 2), 2)
 
 
 @pytest.fixture(params=["sparse", "dense"])
 def path(request, monkeypatch) -> str:
-    monkeypatch.setattr(MODULE, "GRAD_DENSITY", 1.0 if request.param == "sparse" else -1.0)
+    monkeypatch.setattr(MODULE, "DW_DENSITY", 1.0 if request.param == "sparse" else -1.0)
     return request.param
 
 
@@ -35,7 +35,7 @@ def test_against_the_reference(path, isa):
             continue
         for density in (0.0, 0.1, 1.0):
             x, grad, words, *rest = _case(x_shape, weight_shape, geometry, density=density)
-            got = ops.sparse_conv2d_grad(x, grad, words, *rest)
+            got = ops.sparse_conv2d_dw(x, grad, words, *rest)
             sums = [
                 reference(change(x.double()), change(grad.double()), words, *rest)
                 for change in (lambda t: t, torch.abs, torch.ones_like)
@@ -46,18 +46,18 @@ def test_against_the_reference(path, isa):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_opcheck(path, dtype):
     x, grad, *rest = _case((2, 4, 5, 6), (6, 2, 3, 2), GEOMETRY, dtype)
-    torch.library.opcheck(ops.sparse_conv2d_grad, (oracle.leaf(x), oracle.leaf(grad), *rest))
+    torch.library.opcheck(ops.sparse_conv2d_dw, (oracle.leaf(x), oracle.leaf(grad), *rest))
 
 
 def test_compiled(path):
     x, grad, *rest = _case((2, 4, 5, 6), (6, 2, 3, 2), GEOMETRY)
-    oracle.check_compiled(lambda x, g: ops.sparse_conv2d_grad(x, g, *rest), [x, grad], [0, 1])
+    oracle.check_compiled(lambda x, g: ops.sparse_conv2d_dw(x, g, *rest), [x, grad], [0, 1])
 
 
 def test_explain():
     for density, kernel in ((0.02, "sparse"), (0.95, "dense")):
         args = _case((2, 10, 5, 6), (10, 10, 3, 3), ((1, 1), (1, 1), (1, 1), 1), density=density)
-        assert ops.explain_op("sparse_conv2d_grad", *args).kernel.startswith(kernel)
+        assert ops.explain_op("sparse_conv2d_dw", *args).kernel.startswith(kernel)
 
 
 def test_errors(path):
@@ -68,7 +68,7 @@ def test_errors(path):
         (r"x: got shape", (x[:, 1:], grad, words, live)),
         (r"words: ", (x, grad, words[1:], live)),
     ]:
-        with pytest.raises(ValueError, match=f"sparse_conv2d_grad: {text}"):
-            ops.sparse_conv2d_grad(*args, *rest)
+        with pytest.raises(ValueError, match=f"sparse_conv2d_dw: {text}"):
+            ops.sparse_conv2d_dw(*args, *rest)
     with pytest.raises(ValueError, match=r"live|out"):
-        ops.sparse_conv2d_grad(x, grad, words, live + 1, *rest)
+        ops.sparse_conv2d_dw(x, grad, words, live + 1, *rest)

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import torch
 
-from .layout import to_canonical
-from .unpack_mask import unpack_mask
+from .gather_live import gather_live
 
-__all__ = ["sparse_conv2d_grad"]
+__all__ = ["sparse_conv2d_dw"]
 
 
-def sparse_conv2d_grad(
+def sparse_conv2d_dw(
     x: torch.Tensor,
     grad: torch.Tensor,
     words: torch.Tensor,
@@ -28,7 +27,4 @@ def sparse_conv2d_grad(
     full = torch.nn.grad.conv2d_weight(
         x, tuple(weight_shape), grad, stride, padding, dilation, groups
     )
-    values = to_canonical(full)[to_canonical(unpack_mask(words, weight_shape))]
-    if values.numel() != live:
-        raise ValueError(f"sparse_conv2d_grad: live: got {live}, the mask has {values.numel()}")
-    return values
+    return gather_live(full, words, live)

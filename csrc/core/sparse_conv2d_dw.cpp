@@ -56,10 +56,10 @@ void correlate_row(const float* ST_RESTRICT x, const float* ST_RESTRICT grad,
 
 }  // namespace
 
-void sparse_conv2d_grad(const float* ST_RESTRICT x, const float* ST_RESTRICT grad,
-                        const uint32_t* ST_RESTRICT words, float* ST_RESTRICT out, Conv conv,
-                        ConvPlan plan, TapScratch taps, GradScratch scratch, int64_t live,
-                        int nthreads) {
+void sparse_conv2d_dw(const float* ST_RESTRICT x, const float* ST_RESTRICT grad,
+                      const uint32_t* ST_RESTRICT words, float* ST_RESTRICT out, Conv conv,
+                      ConvPlan plan, TapScratch taps, GradScratch scratch, int64_t live,
+                      int nthreads) {
   decode_taps(words, conv, plan, taps.columns, taps.starts, taps.offsets,
               [](int32_t, int64_t, int64_t, int64_t) {});
   for (int64_t i = 0; i < live; ++i) out[i] = 0.0f;

@@ -2,26 +2,26 @@ from __future__ import annotations
 
 import torch
 
-from sparseticket.formats import canonical_shape, to_canonical
-from sparseticket.reference import sparse_conv2d_grad as _reference
+from sparseticket.formats import canonical_shape
+from sparseticket.reference import sparse_conv2d_dw as _reference
 
 from ._dispatch import C, Choice, cap, define, nthreads
 from .conv2d_taps import output_size
+from .gather_live import gather_live
 from .masked_conv2d import check_conv, conv_backward
-from .unpack_mask import unpack_mask
 
-__all__ = ["sparse_conv2d_grad"]
+__all__ = ["sparse_conv2d_dw"]
 
-GRAD_DENSITY = 0.2  # above it a dense weight gradient is faster, from rows of bench/results
+DW_DENSITY = 0.2  # above it a dense weight gradient is faster, from rows of bench/results
 
 
 def _check(x, grad, words, live, weight_shape, *geometry):
-    check_conv("sparse_conv2d_grad", x, weight_shape, words, None, *geometry)
+    check_conv("sparse_conv2d_dw", x, weight_shape, words, None, *geometry)
     size = output_size(x.shape[-2:], weight_shape, *geometry[:3])
     shape = (*x.shape[:-3], weight_shape[0], *size)
     if tuple(grad.shape) != shape or grad.dtype != x.dtype:
         raise ValueError(
-            f"sparse_conv2d_grad: grad: got {grad.dtype} {tuple(grad.shape)}, need {x.dtype} "
+            f"sparse_conv2d_dw: grad: got {grad.dtype} {tuple(grad.shape)}, need {x.dtype} "
             f"{shape}, that of the output"
         )
 
@@ -30,11 +30,11 @@ def _choose(x, grad, words, live, weight_shape, *geometry):
     rows, k = canonical_shape(weight_shape)
     density = live / max(rows * k, 1)
     if x.dtype != torch.float32:
-        return Choice("sparse_conv2d_grad", "dense", f"the sparse kernel takes no {x.dtype}")
-    if density > GRAD_DENSITY:
-        reason = f"density {density:.3f} > {GRAD_DENSITY}"
-        return Choice("sparse_conv2d_grad", "dense", reason)
-    return Choice("sparse_conv2d_grad", f"sparse {C.isa()}", f"density {density:.3f}")
+        return Choice("sparse_conv2d_dw", "dense", f"the sparse kernel takes no {x.dtype}")
+    if density > DW_DENSITY:
+        reason = f"density {density:.3f} > {DW_DENSITY}"
+        return Choice("sparse_conv2d_dw", "dense", reason)
+    return Choice("sparse_conv2d_dw", f"sparse {C.isa()}", f"density {density:.3f}")
 
 
 def _cpu(x, grad, words, live, weight_shape, stride, padding, dilation, groups):
@@ -43,18 +43,12 @@ def _cpu(x, grad, words, live, weight_shape, stride, padding, dilation, groups):
     if _choose(x, grad, words, live, weight_shape, *geometry).kernel == "dense":
         like = x.new_empty(1).expand(tuple(weight_shape))  # its shape is read, its values are not
         _, full, _ = conv_backward(grad, x, like, None, *geometry, [False, True, False])
-        return _sized(to_canonical(full)[to_canonical(unpack_mask(words, weight_shape))], live)
+        return gather_live(full, words, live)
     out = x.new_empty(live)
     x, grad = (t.reshape(-1, *t.shape[-3:]).contiguous() for t in (x, grad))
     flat = (*weight_shape[2:], *stride, *padding, *dilation, groups)
-    C.sparse_conv2d_grad(cap(x), cap(grad), cap(words.contiguous()), cap(out), flat, nthreads())
+    C.sparse_conv2d_dw(cap(x), cap(grad), cap(words.contiguous()), cap(out), flat, nthreads())
     return out
-
-
-def _sized(values, live):
-    if values.numel() != live:
-        raise ValueError(f"sparse_conv2d_grad: live: got {live}, the mask has {values.numel()}")
-    return values
 
 
 def _meta(x, grad, words, live, weight_shape, stride, padding, dilation, groups):
@@ -68,8 +62,7 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, values):
-    """The gradient is linear in ``x`` and in ``grad``: each one's own is a conv with ``values``."""
-    from .sparse_conv2d import conv2d_input_grad, sparse_conv2d
+    from .sparse_conv2d import conv2d_input_grad, sparse_conv2d  # each is the other's backward
 
     x, grad, words = ctx.saved_tensors
     need_x, need_grad, *_ = ctx.needs_input_grad
@@ -78,11 +71,11 @@ def _backward(ctx, values):
     return gx, gg, *[None] * 7
 
 
-sparse_conv2d_grad = define(
-    "sparse_conv2d_grad(Tensor x, Tensor grad, Tensor words, SymInt live, SymInt[] weight_shape,"
+sparse_conv2d_dw = define(
+    "sparse_conv2d_dw(Tensor x, Tensor grad, Tensor words, SymInt live, SymInt[] weight_shape,"
     " SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor",
     cpu=_cpu,
-    reference=_reference.sparse_conv2d_grad,
+    reference=_reference.sparse_conv2d_dw,
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
