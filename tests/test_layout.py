@@ -208,6 +208,7 @@ EXEMPT = {  # an empty place in a column and why; "*" is the whole column
 HELPERS = {  # a file in a column that is no op and why
     ("reference", "philox"): "the generator that sign_words and regenerate share",
     ("reference", "layout"): "the canonical form that all of them share",
+    ("csrc/core", "conv_code"): "machine code of sparse_conv2d on AVX-512",
     ("csrc/core", "table"): "the list of the kernels of one ISA level",
 }
 

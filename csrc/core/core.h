@@ -93,8 +93,18 @@ struct GradScratch {
   float* flat;    // 16 * vectors a thread
   float* sums;    // 16 * conv_columns a thread
 };
-constexpr int kTapHeader = 2;  // height and width that a tensor of taps was made for
-constexpr int kConvTile = 8;   // most vectors of pixels kept in registers
+// What goes with the machine code of a mask; conv_code.cpp.
+struct CodeParts {
+  Column* columns;   // conv_columns, while the code is made
+  int32_t* ranks;    // outputs, likewise
+  int64_t* entries;  // of every strip, in the code
+  int32_t* values;   // of every strip, in the stream
+  int32_t* order;    // places of the stream's values
+};
+constexpr int kStripOutputs = 28;  // accumulators; the other registers hold inputs
+constexpr int kCodeBias = 128;     // values before the register that walks the stream
+constexpr int kTapHeader = 2;      // height and width that a tensor of taps was made for
+constexpr int kConvTile = 8;       // most vectors of pixels kept in registers
 
 }  // namespace st
 
@@ -144,6 +154,13 @@ constexpr int kConvTile = 8;   // most vectors of pixels kept in registers
     (const float* ST_RESTRICT x, const float* ST_RESTRICT values, const int32_t* ST_RESTRICT taps, \
      const float* ST_RESTRICT bias, float* ST_RESTRICT y, Conv conv, ConvPlan plan,                \
      ConvScratch scratch, float* ST_RESTRICT stream, int64_t live, int nthreads))                  \
+  X(int64_t, conv_code,                                                                            \
+    (const uint32_t* ST_RESTRICT words, Conv conv, ConvPlan plan, CodeParts parts,                 \
+     uint8_t* ST_RESTRICT code))                                                                   \
+  X(void, run_conv_code,                                                                           \
+    (const float* ST_RESTRICT x, const float* ST_RESTRICT values, const float* ST_RESTRICT bias,   \
+     float* ST_RESTRICT y, Conv conv, ConvPlan plan, ConvScratch scratch, CodeParts parts,         \
+     const uint8_t* ST_RESTRICT code, float* ST_RESTRICT stream, int64_t live, int nthreads))      \
   X(void, sparse_conv2d_dw,                                                                        \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT grad, const uint32_t* ST_RESTRICT words, \
      float* ST_RESTRICT out, Conv conv, ConvPlan plan, TapScratch taps, GradScratch scratch,       \
@@ -235,6 +252,9 @@ inline int64_t grad_image_floats(const Conv& c, const ConvPlan& p) {
   return c.channels * p.channel_floats + 16;
 }
 inline int64_t conv_sums_floats(const Conv& c) { return c.outputs * 16 * kConvTile; }
+inline int64_t conv_strips(const Conv& c) {
+  return c.groups * ((c.outputs / c.groups + kStripOutputs - 1) / kStripOutputs);
+}
 }  // namespace
 
 }  // namespace st

@@ -135,13 +135,14 @@ void convolve_tile(const float* ST_RESTRICT planes, const TapStream& taps,
 }
 
 // ---------------------------------------------------------------- images and threads
-// Work(planes, y of the image, tile index, tiles, first output, last output, thread).
+// work(planes, y of the image, tile, first row, last row, thread), rows being output channels or
+// strips of them.
 // Whole images to a thread while there are enough; the rest together, by tiles or by outputs. The
 // order in which a pixel's taps are added never depends on it.
 template <typename Work>
 void over_images(const float* ST_RESTRICT x, float* ST_RESTRICT y, const Conv& c,
-                 const ConvPlan& plan, float* ST_RESTRICT planes, int64_t tiles, int nthreads,
-                 const Work& work) {
+                 const ConvPlan& plan, int64_t rows, float* ST_RESTRICT planes, int64_t tiles,
+                 int nthreads, const Work& work) {
   const int64_t x_image = c.channels * c.height * c.width;
   const int64_t y_image = c.outputs * c.out_height * c.out_width;
   const int64_t alone = c.batch - c.batch % nthreads;
@@ -154,7 +155,7 @@ void over_images(const float* ST_RESTRICT x, float* ST_RESTRICT y, const Conv& c
         for (int64_t i = 0; i < c.channels; ++i)
           pad_channel(image + i * c.height * c.width, mine + i * plan.channel_floats, c, plan);
       for (int64_t t = 0; t < tiles; ++t)
-        work(plan.in_place ? image : mine, y + n * y_image, t, 0, c.outputs, thread);
+        work(plan.in_place ? image : mine, y + n * y_image, t, 0, rows, thread);
     }
   const int64_t parts = tiles >= 8 * nthreads ? 1 : nthreads;
   for (int64_t n = alone; n < c.batch; ++n) {
@@ -166,8 +167,8 @@ void over_images(const float* ST_RESTRICT x, float* ST_RESTRICT y, const Conv& c
     for (int thread = 0; thread < nthreads; ++thread)
       for (int64_t item = thread; item < tiles * parts; item += nthreads) {
         const int64_t part = item % parts;
-        work(plan.in_place ? image : planes, y + n * y_image, item / parts,
-             c.outputs * part / parts, c.outputs * (part + 1) / parts, thread);
+        work(plan.in_place ? image : planes, y + n * y_image, item / parts, rows * part / parts,
+             rows * (part + 1) / parts, thread);
       }
   }
 }
@@ -181,7 +182,7 @@ void sparse_convolution(const float* ST_RESTRICT x, const TapStream& taps,
     convolve_tile(planes, taps, bias, image_y, c, plan, tile_of(plan, tile, tiles), o0, o1,
                   scratch.sums + thread * conv_sums_floats(c));
   };
-  over_images(x, y, c, plan, scratch.planes, tiles, nthreads, work);
+  over_images(x, y, c, plan, c.outputs, scratch.planes, tiles, nthreads, work);
 }
 
 // ---------------------------------------------------------------- decoding a mask

@@ -260,7 +260,7 @@ class SparseModule(nn.Module):
 
     ``weight`` of a ticket or compressed module is made anew, masked, at every access: a copy,
     writing to it changes nothing. ``compressed`` also has two buffers that are derived from the
-    mask and not saved, ``pattern`` and, from its first eager training forward on, ``transposed``.
+    mask and not saved, ``pattern`` and, from its first eager training forward on, ``pattern_t``.
     """
 
     _BASE: ClassVar[type[nn.Module]]
@@ -461,7 +461,7 @@ class SparseModule(nn.Module):
             )
         shape = (self.weight_shape,) if geometry else ()
         if self.form == "compressed":
-            return x, weight, words, bias, *shape, *geometry, self.pattern, self.transposed
+            return x, weight, words, bias, *shape, *geometry, self.pattern, self.pattern_t
         return x, words, bias, *self.recipe.arguments(), *shape, *geometry, self.sign_words
 
     def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
@@ -474,15 +474,15 @@ class SparseModule(nn.Module):
         return None
 
     def _set_pattern(self) -> None:
-        """Derive ``pattern`` from the mask; ``transposed`` waits for a training forward."""
+        """Derive ``pattern`` from the mask; ``pattern_t`` waits for a training forward."""
         known = not self.mask_words.is_meta
         pattern = self._make_pattern(transposed=False) if known else None
         self.register_buffer("pattern", pattern, persistent=False)
-        self.register_buffer("transposed", None, persistent=False)
+        self.register_buffer("pattern_t", None, persistent=False)
 
     def _follow_training(self, x: torch.Tensor) -> None:
-        if self.transposed is None and x.requires_grad and torch.is_grad_enabled():
-            self.transposed = self._make_pattern(transposed=True)
+        if self.pattern_t is None and x.requires_grad and torch.is_grad_enabled():
+            self.pattern_t = self._make_pattern(transposed=True)
 
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
@@ -586,7 +586,7 @@ class SparseModule(nn.Module):
         # Tensor versions do not survive a copy: a flag travels in place of the number.
         state = {**super().__getstate__(), "_selected_at": self._is_fresh()}
         if self.form == "compressed":  # derived, and in a layout of this version of the library
-            derived = {"pattern": None, "transposed": None}
+            derived = {"pattern": None, "pattern_t": None}
             state["_buffers"] = {**state["_buffers"], **derived}
         return state
 
@@ -610,7 +610,7 @@ class SparseModule(nn.Module):
         super()._apply(keep_dtype, recurse)
         self._set_fresh(fresh)
         if self.form == "compressed" and (was_meta or self.mask_words.is_meta):
-            self.pattern = self.transposed = None  # until a mask is loaded
+            self.pattern = self.pattern_t = None  # until a mask is loaded
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

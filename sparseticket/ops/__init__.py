@@ -17,7 +17,7 @@ from .rice_encode import rice_encode
 from .scatter_live import scatter_live
 from .select_mask import select_mask
 from .sign_words import sign_words
-from .sparse_conv2d import sparse_conv2d
+from .sparse_conv2d import compile_conv2d, release_code, sparse_conv2d
 from .sparse_conv2d_dw import sparse_conv2d_dw
 from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
@@ -29,6 +29,7 @@ from .unpack_mask import unpack_mask
 __all__ = [
     "Choice",
     "apply_mask",
+    "compile_conv2d",
     "conv2d_flip",
     "conv2d_taps",
     "explain_op",
@@ -40,6 +41,7 @@ __all__ = [
     "popup_conv2d",
     "popup_linear",
     "regenerate",
+    "release_code",
     "rice_decode",
     "rice_encode",
     "scatter_live",

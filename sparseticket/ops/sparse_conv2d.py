@@ -7,7 +7,7 @@ from sparseticket.reference import sparse_conv2d as _reference
 
 from ._dispatch import C, Choice, cap, define, nthreads
 from .conv2d_flip import conv2d_flip, flipped_shape, split_flip
-from .conv2d_taps import conv2d_taps
+from .conv2d_taps import conv2d_taps, output_size
 from .mask_ops import mask_ops
 from .masked_conv2d import (
     check_conv,
@@ -20,11 +20,12 @@ from .masked_conv2d import (
 from .scatter_live import scatter_live
 from .sparse_conv2d_dw import sparse_conv2d_dw
 
-__all__ = ["conv2d_input_grad", "sparse_conv2d"]
+__all__ = ["compile_conv2d", "conv2d_input_grad", "release_code", "sparse_conv2d"]
 
 # Up to this density the kernel beats a dense conv on the materialised weight; from the crossover
 # rows of bench/results.
 SPARSE_DENSITY = 0.3
+_CODE_OUTPUTS = 8  # a group's outputs from which on machine code beats the portable kernel
 
 
 def _check(x, values, words, bias, weight_shape, geometry, taps, flip):
@@ -52,7 +53,37 @@ def _check_count(values, words):
         )
 
 
-def _choose(x, values, words, bias, weight_shape, stride, padding, dilation, groups, *rest):
+def compile_conv2d(words, weight_shape, image, stride, padding, dilation, groups) -> int:
+    """Handle of the mask's machine code for images of ``[H, W]``, to be passed as ``code`` and given
+    back to :func:`release_code`; 0 where there is none: without AVX-512, with SPARSETICKET_JIT=0,
+    and where so few outputs share an input that code would not gain."""
+    if weight_shape[0] // groups < _CODE_OUTPUTS:
+        return 0
+    x = (1, weight_shape[1] * groups, *image)
+    y = (1, weight_shape[0], *output_size(image, weight_shape, stride, padding, dilation))
+    geometry = (*weight_shape[2:], *stride, *padding, *dilation, groups)
+    return C.compile_conv(cap(words.contiguous()), x, y, geometry)
+
+
+def release_code(code: int) -> None:
+    """Free machine code once no call uses it; 0 and unknown handles are ignored."""
+    C.release_code(code)
+
+
+def _choose(
+    x,
+    values,
+    words,
+    bias,
+    weight_shape,
+    stride,
+    padding,
+    dilation,
+    groups,
+    taps=None,
+    flip=None,
+    code=0,
+):
     if x.dtype != torch.float32:
         return Choice("sparse_conv2d", "materialised", f"the sparse kernel takes no {x.dtype}")
     rows, k = canonical_shape(weight_shape)
@@ -60,7 +91,8 @@ def _choose(x, values, words, bias, weight_shape, stride, padding, dilation, gro
     if density > SPARSE_DENSITY:
         reason = f"density {density:.3f} > {SPARSE_DENSITY}: dense conv"
         return Choice("sparse_conv2d", "materialised", reason)
-    return Choice("sparse_conv2d", f"sparse {C.isa()}", f"density {density:.3f}")
+    kernel = "machine code" if code and C.isa() == "avx512" else C.isa()
+    return Choice("sparse_conv2d", f"sparse {kernel}", f"density {density:.3f}")
 
 
 def _cpu(
@@ -80,22 +112,29 @@ def _cpu(
     geometry = (stride, padding, dilation, groups)
     _check(x, values, words, bias, weight_shape, geometry, taps, flip)
     last = strictly_channels_last(x)
-    if taps is None:  # taps know their number
-        _check_count(values, words)
-    if _choose(x, values, words, bias, weight_shape, *geometry).kernel == "materialised":
-        y = dense_conv(x, scatter_live(values, words, weight_shape), bias, *geometry)
-        return y.contiguous(memory_format=torch.channels_last) if last else y.contiguous()
-    if taps is None:
-        taps = conv2d_taps(words, weight_shape, x.shape[-2:], *geometry)
-    v, t = values.contiguous(), taps.contiguous()
+    kernel = _choose(x, values, words, bias, weight_shape, *geometry, code=code).kernel
+    if kernel == "materialised":
+        return dense_conv(x, scatter_live(values, words, weight_shape), bias, *geometry)
+    v = values.contiguous()
+    if kernel == "sparse machine code":
+        run, pattern = C.run_conv_code, code
+    else:
+        run, pattern = C.sparse_conv2d, _taps(taps, values, words, weight_shape, x, geometry)
     return fused_conv(
-        lambda x, b, y, flat: C.sparse_conv2d(x, cap(v), cap(t), b, y, flat, nthreads()),
+        lambda x, b, y, flat: run(x, cap(v), pattern, b, y, flat, nthreads()),
         x,
         weight_shape,
         bias,
         *geometry,
         last,
     )
+
+
+def _taps(taps, values, words, weight_shape, x, geometry):
+    if taps is None:
+        _check_count(values, words)
+        taps = conv2d_taps(words, weight_shape, x.shape[-2:], *geometry)
+    return cap(taps.contiguous())
 
 
 def _meta(

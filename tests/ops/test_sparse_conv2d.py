@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sparseticket import ops
+from sparseticket import _C, ops
 from sparseticket.reference.sparse_conv2d import sparse_conv2d as reference
 
 MODULE = oracle.module_of("sparse_conv2d")
-GRAD = oracle.module_of("sparse_conv2d_dw")
+DW = oracle.module_of("sparse_conv2d_dw")
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 SMALL = ((2, 4, 5, 6), (6, 2, 3, 2), ((2, 1), (1, 0), (1, 2), 2))
 SQUARE = ((2, 4, 7, 9), (6, 2, 3, 3), ((1, 1), (1, 1), (1, 1), 2))  # its dX is a sparse conv
@@ -19,7 +21,7 @@ SQUARE = ((2, 4, 7, 9), (6, 2, 3, 3), ((1, 1), (1, 1), (1, 1), 2))  # its dX is 
 def path(request, monkeypatch) -> str:
     density = 1.0 if request.param == "sparse" else -1.0
     monkeypatch.setattr(MODULE, "SPARSE_DENSITY", density)
-    monkeypatch.setattr(GRAD, "DW_DENSITY", density)
+    monkeypatch.setattr(DW, "DW_DENSITY", density)
     return request.param
 
 
@@ -115,9 +117,9 @@ def test_explain_tells_what_runs(monkeypatch):
     torch.manual_seed(0)
     called = []
     for name in ("sparse_conv2d", "sparse_conv2d_dw"):
-        kernel = getattr(ops._dispatch.C, name)
+        kernel = getattr(_C, name)
         spy = lambda *args, name=name, kernel=kernel: (called.append(name), kernel(*args))  # noqa: E731
-        monkeypatch.setattr(ops._dispatch.C, name, spy)
+        monkeypatch.setattr(_C, name, spy)
     for density in (0.05, 0.9):
         words = ops.pack_mask(torch.rand(10, 10, 3, 3) < density)
         for dtype in DTYPES:
@@ -245,5 +247,101 @@ def test_values_are_counted(path):
     x_shape, shape, geometry = SQUARE
     words = ops.pack_mask(torch.rand(shape) < 0.5)
     x, values, _ = _inputs(x_shape, shape, words, torch.float32)
-    with pytest.raises(ValueError, match=r"sparse_conv2d: values: got .* the mask has"):
+    with pytest.raises(ValueError, match=r"live weights"):
         ops.sparse_conv2d(x, values[1:], words, None, shape, *geometry)
+
+
+# ---------------------------------------------------------------- machine code
+@pytest.fixture
+def compiled_code(require):
+    """``compiled_code(words, weight_shape, image, geometry)``: a handle that is freed afterwards."""
+    if _C.isa() != "avx512":
+        require("avx512", "machine code is for AVX-512")
+    made = []
+
+    def make(*args):
+        made.append(ops.compile_conv2d(*args))
+        assert made[-1], "no machine code on this machine"
+        return made[-1]
+
+    before = _C.code_bytes()
+    yield make
+    for code in made:
+        ops.release_code(code)
+    assert _C.code_bytes() == before
+
+
+@pytest.fixture
+def any_outputs(monkeypatch):
+    monkeypatch.setattr(MODULE, "_CODE_OUTPUTS", 1)
+    monkeypatch.setattr(MODULE, "SPARSE_DENSITY", 1.0)
+    monkeypatch.setattr(DW, "DW_DENSITY", 1.0)
+
+
+WIDE = [
+    ((2, 5, 9, 11), (64, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 6, 30, 31), (58, 3, 3, 3), (2, 1), (1, 1), (1, 1), 2),
+    ((3, 70, 16, 16), (29, 70, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((1, 4, 14, 14), (28, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+]
+
+
+def test_machine_code(any_outputs, compiled_code):
+    torch.manual_seed(0)
+    for i, (x_shape, shape, *geometry) in enumerate([*oracle.CONVS, *WIDE]):
+        for name, _, words in oracle.patterns(shape):
+            if name == "none":
+                assert ops.compile_conv2d(words, shape, x_shape[-2:], *geometry) == 0
+                continue
+            inputs = _inputs(x_shape, shape, words, torch.float32, bias=i % 2 == 0)
+            if not inputs[1].numel():
+                continue
+            code = compiled_code(words, shape, x_shape[-2:], *geometry)
+            args = (*inputs[:2], words, inputs[2], shape, *geometry, None, None, code)
+            assert ops.explain_op("sparse_conv2d", *args).kernel == "sparse machine code"
+            oracle.compare(*_pair(words, shape, geometry, None, None, code), inputs, [0, 1])
+            assert torch.equal(*oracle.by_threads(lambda args=args: ops.sparse_conv2d(*args)))
+
+
+def test_machine_code_is_an_option(any_outputs, compiled_code, monkeypatch):
+    x_shape, shape, geometry = SQUARE
+    words = ops.pack_mask(torch.rand(shape) < 0.5)
+    monkeypatch.setenv("SPARSETICKET_JIT", "0")
+    assert ops.compile_conv2d(words, shape, x_shape[-2:], *geometry) == 0
+    monkeypatch.delenv("SPARSETICKET_JIT")
+    x, values, bias = _inputs(x_shape, shape, words, torch.float32)
+    args = (words, bias, shape, *geometry, None, None)
+    code = compiled_code(words, shape, x_shape[-2:], *geometry)
+    y = ops.sparse_conv2d(x, values, *args, code)
+    _C.set_isa("avx2")
+    try:
+        assert ops.compile_conv2d(words, shape, x_shape[-2:], *geometry) == 0
+        torch.testing.assert_close(ops.sparse_conv2d(x, values, *args, code), y)
+    finally:
+        _C.set_isa("avx512")
+    for wrong in ((x[..., 1:], values), (x, values[1:])):
+        with pytest.raises(ValueError, match="made for|elements"):
+            ops.sparse_conv2d(*wrong, *args, code)
+    ops.release_code(code)
+    with pytest.raises(ValueError, match=f"no machine code has handle {code}"):
+        ops.sparse_conv2d(x, values, *args, code)
+    ops.release_code(code)
+
+
+def test_code_is_freed_while_threads_use_it(any_outputs, compiled_code):
+    x_shape, shape, geometry = SQUARE
+    words = ops.pack_mask(torch.rand(shape) < 0.5)
+    x, values, _ = _inputs(x_shape, shape, words, torch.float32)
+    args = (words, None, shape, *geometry, None, None)
+    expected = ops.sparse_conv2d(x, values, *args)
+
+    def work(_):
+        for _ in range(50):
+            code = ops.compile_conv2d(words, shape, x_shape[-2:], *geometry)
+            torch.testing.assert_close(ops.sparse_conv2d(x, values, *args, code), expected)
+            ops.release_code(code)
+
+    before = _C.code_bytes()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert _C.code_bytes() == before
