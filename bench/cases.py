@@ -7,6 +7,7 @@ dense way.
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Callable
@@ -252,6 +253,94 @@ def _popup_linear(shape, batch, density):
     }
 
 
+def _compressed(shape, density, bias=False):
+    """A dense layer, its compressed form, and the same weights as torch's CSR tensor."""
+    torch.manual_seed(0)
+    mask, dense = _mask(shape, density), torch.nn.Linear(*reversed(shape), bias=bias)
+    sparse = st.SparseLinear.from_dense(dense, mask=mask, form="compressed")
+    return dense, sparse, (dense.weight.detach() * mask).to_sparse_csr()
+
+
+def _sparse_linear(shape, batch, density, dtype=torch.float32, resident=False, module=True):
+    dense, sparse, csr = _compressed(shape, density)
+    dense, sparse = dense.to(dtype), sparse.to(dtype)
+    x = torch.randn(batch, shape[1], dtype=dtype)
+    ours = x.unflatten(0, (-1, min(batch, 64))).mT.contiguous().mT if resident else x
+    values, words, pattern = sparse.values.detach(), sparse.mask_words, sparse.pattern
+    weight, xt = dense.weight.detach(), x.t().contiguous()
+
+    def by_module():
+        with torch.no_grad():
+            return sparse(ours)
+
+    def by_op():
+        return ops.sparse_linear(ours, values, words, None, pattern)
+
+    contenders = {"dense": lambda: F.linear(x, weight), "ours": by_module if module else by_op}
+    if dtype == torch.float32:
+        contenders["torch CSR"] = lambda: csr @ xt
+    return contenders
+
+
+def _sparse_step(shape, batch, density):
+    """Forward, input gradient and weight gradient, through the modules."""
+    dense, sparse, _ = _compressed(shape, density)
+    x, grad = torch.randn(batch, shape[1], requires_grad=True), torch.randn(batch, shape[0])
+
+    def step(module):
+        x.grad = None
+        module.zero_grad()
+        module(x).backward(grad)
+
+    return {"dense": lambda: step(dense), "ours": lambda: step(sparse)}
+
+
+def _sparse_backward(shape, batch, density, which):
+    dense, sparse, csr = _compressed(shape, density)
+    x, grad = torch.randn(batch, shape[1]), torch.randn(batch, shape[0])
+    values, words, weight = sparse.values.detach(), sparse.mask_words, dense.weight.detach()
+    transposed = ops.sparse_pattern(words, shape[1], values.numel(), True)
+    if which == "dx":
+        csr_t, grad_t = csr.to_dense().t().to_sparse_csr(), grad.t().contiguous()
+        return {
+            "dense": lambda: grad @ weight,
+            "ours": lambda: ops.sparse_linear_dx(
+                grad, values, words, shape[1], sparse.pattern, transposed
+            ),
+            "torch CSR": lambda: csr_t @ grad_t,
+        }
+    grad_t = grad.t().contiguous()
+    return {
+        "dense": lambda: grad.t() @ x,
+        "ours": lambda: ops.sparse_linear_dw(grad, x, words, values.numel(), sparse.pattern),
+        "sampled_addmm": lambda: torch.sparse.sampled_addmm(csr, grad_t, x, beta=0.0),
+    }
+
+
+def _live(shape, density, scatter):
+    dense, sparse, _ = _compressed(shape, density)
+    values, words, weight = sparse.values.detach(), sparse.mask_words, dense.weight.detach()
+    mask = sparse.mask.to_dense()
+    if scatter:
+        return {
+            "masked_scatter": lambda: torch.zeros(shape).masked_scatter_(mask, values),
+            "ours": lambda: ops.scatter_live(values, words, shape),
+        }
+    return {
+        "weight[mask]": lambda: weight[mask],
+        "ours": lambda: ops.gather_live(weight, words, values.numel()),
+    }
+
+
+def _sparse_pattern(shape, density, transposed):
+    _, sparse, csr = _compressed(shape, density)
+    dense, words, kept = csr.to_dense(), sparse.mask_words, sparse.values.numel()
+    return {
+        "to_sparse_csr": lambda: (dense.t() if transposed else dense).to_sparse_csr(),
+        "ours": lambda: ops.sparse_pattern(words, shape[1], kept, transposed),
+    }
+
+
 # ---------------------------------------------------------------- convolutions
 def _conv_inputs(shape, size, batch, density):
     torch.manual_seed(0)
@@ -281,6 +370,106 @@ def _ticket_conv(shape, size, batch, density):
             x, words, None, _SEED, _LAYER, "signed_constant", _SIGMA, shape, *geometry
         ),
     }
+
+
+def _compressed(shape, size, batch, density):
+    """A dense conv, its compressed module after a first call, and the input, of ResNet-50's kind."""
+    x, weight, mask, _, (stride, padding, dilation, groups) = _conv_inputs(
+        shape, size, batch, density
+    )
+    dense = torch.nn.Conv2d(
+        shape[1], shape[0], shape[2:], stride, padding, dilation, groups, bias=False
+    )
+    dense.weight.data = weight
+    sparse = st.SparseConv2d.from_dense(dense, mask=mask, form="compressed")
+    with torch.no_grad():
+        sparse(x)
+    return x, dense, sparse
+
+
+def _dense_layouts(call, x, weight):
+    """``call(x, weight)`` in both of torch's memory formats: the faster one is the bar."""
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, weight)]
+    return {"dense": lambda: call(x, weight), "dense channels_last": lambda: call(*last)}
+
+
+def _sparse_conv(shape, size, batch, density):
+    x, dense, sparse = _compressed(shape, size, batch, density)
+    weight = dense.weight.detach()
+    place = (None, shape, sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
+    values, words = sparse.values.detach(), sparse.mask_words
+    taps = ops.conv2d_taps(words, shape, x.shape[-2:], *place[2:])
+    return {
+        **_dense_layouts(lambda x, w: F.conv2d(x, w, None, 1, sparse.padding), x, weight),
+        "ours": _without_grad(lambda: sparse(x)),
+        "ours portable": lambda: ops.sparse_conv2d(x, values, words, *place, taps),
+    }
+
+
+def _without_grad(call):
+    def run():
+        with torch.no_grad():
+            return call()
+
+    return run
+
+
+def _sparse_conv_dw(shape, size, batch, density):
+    x, dense, sparse = _compressed(shape, size, batch, density)
+    grad = torch.randn(batch, shape[0], size, size)
+    place = (sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
+
+    def whole(x, w):
+        return torch.ops.aten.convolution_backward(
+            grad, x, w, None, *place[:3], False, [0, 0], 1, [False, True, False]
+        )
+
+    words, live = sparse.mask_words, sparse.values.numel()
+    return {
+        **_dense_layouts(whole, x, dense.weight.detach()),
+        "ours": lambda: ops.sparse_conv2d_dw(x, grad, words, live, shape, *place),
+    }
+
+
+def _conv_pattern(shape, flip):
+    words = ops.pack_mask(_mask(shape, 0.1))
+    place = ((1, 1), (1, 1), (1, 1), 1)
+    live = int(ops.mask_ops(words, None, "popcount"))
+    mask = ops.unpack_mask(words, shape)
+    return {
+        "torch.nonzero": lambda: mask.nonzero(),
+        "ours": (lambda: ops.conv2d_flip(words, shape, 1, live))
+        if flip
+        else (lambda: ops.conv2d_taps(words, shape, (14, 14), *place)),
+    }
+
+
+def _resnet50_inference(density):
+    """The whole network at batch 1, every convolution compressed."""
+    torch.manual_seed(0)
+    models = [build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000) for _ in range(2)]
+    dense, sparse = (model.eval() for model in models)
+    st.sparsify_(sparse, _Compressed(density))
+    x = torch.randn(1, 3, 224, 224)
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    return {
+        "dense": _without_grad(lambda: dense(x)),
+        "dense channels_last": _without_grad(lambda: last(x_last)),
+        "ours": _without_grad(lambda: sparse(x)),
+    }
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """Every convolution at one density, by magnitude."""
+
+    density: float
+
+    def plan(self, name, module):
+        if not isinstance(module, torch.nn.Conv2d):
+            return None
+        return {"density": self.density, "form": "compressed"}
 
 
 def _popup_conv(shape, size, batch, density):
@@ -336,7 +525,12 @@ def _search_step(model_name, in_shape, batch):
 _SQUARE, _FC = (2048, 2048), (512, 4608)
 _N = 2048 * 2048
 _BITS = _N // 8  # bytes of one mask
+_DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
 _CONVS = (((64, 64, 3, 3), 56), ((256, 256, 3, 3), 14), ((512, 512, 3, 3), 7))
+
+
+_RESNET_3X3 = (((64, 64, 3, 3), 56), ((128, 128, 3, 3), 28), *_CONVS[1:])
+_RESNET_1X1 = (((64, 256, 1, 1), 56), ((256, 64, 1, 1), 56))
 
 
 def _conv_name(shape, size):
@@ -404,6 +598,75 @@ CASES: dict[str, list[Case]] = {
             16 * 266200,
         ),
     ],
+    "gather_live": [Case("2048x2048 keep .1", lambda: _live(_SQUARE, 0.1, False), _BITS + _N)],
+    "scatter_live": [Case("2048x2048 keep .1", lambda: _live(_SQUARE, 0.1, True), _BITS + 4 * _N)],
+    "sparse_pattern": [
+        Case(
+            f"2048x2048 keep .1{', transposed' if t else ''}",
+            lambda t=t: _sparse_pattern(_SQUARE, 0.1, t),
+            _BITS + _N // 5,
+        )
+        for t in (False, True)
+    ],
+    "sparse_linear": [
+        *(
+            Case(
+                f"2048x2048 batch {b} keep {d}",
+                lambda b=b, d=d: _sparse_linear(_SQUARE, b, d),
+                int(6 * d * _N),
+            )
+            for b in (1, 16, 64, 256)
+            for d in _DENSITIES
+        ),
+        *(
+            Case(
+                f"2048x2048 batch 256 keep {d}, resident",
+                lambda d=d: _sparse_linear(_SQUARE, 256, d, resident=True),
+                int(6 * d * _N),
+            )
+            for d in _DENSITIES
+        ),
+        *(
+            Case(
+                f"2048x2048 batch {b} keep .1, op alone",
+                lambda b=b: _sparse_linear(_SQUARE, b, 0.1, module=False),
+                int(0.6 * _N),
+            )
+            for b in (1, 16)
+        ),
+        *(
+            Case(
+                f"2048x2048 batch {b} keep .1 bf16",
+                lambda b=b: _sparse_linear(_SQUARE, b, 0.1, torch.bfloat16),
+                int(0.4 * _N),
+            )
+            for b in (1, 256)
+        ),
+        *(
+            Case(
+                f"step 2048x2048 batch 256 keep {d}",
+                lambda d=d: _sparse_step(_SQUARE, 256, d),
+                int(18 * d * _N),
+            )
+            for d in _DENSITIES
+        ),
+    ],
+    "sparse_linear_dx": [
+        Case(
+            f"2048x2048 batch 256 keep {d}",
+            lambda d=d: _sparse_backward(_SQUARE, 256, d, "dx"),
+            int(10 * d * _N),
+        )
+        for d in (0.2, 0.05)
+    ],
+    "sparse_linear_dw": [
+        Case(
+            f"2048x2048 batch 256 keep {d}",
+            lambda d=d: _sparse_backward(_SQUARE, 256, d, "dw"),
+            int(6 * d * _N),
+        )
+        for d in (0.2, 0.05)
+    ],
     "masked_conv2d": [
         Case(
             f"{_conv_name(shape, size)} batch {b} keep .05",
@@ -421,6 +684,41 @@ CASES: dict[str, list[Case]] = {
         )
         for shape, size in _CONVS
     ],
+    "sparse_conv2d": [
+        *(
+            Case(
+                f"{_conv_name(shape, size)} batch {b} keep {d}",
+                lambda shape=shape, size=size, b=b, d=d: _sparse_conv(shape, size, b, d),
+                4 * b * size * size * (shape[0] + shape[1]),
+            )
+            for b in (1, 32)
+            for shape, size in (*_RESNET_3X3, *_RESNET_1X1)
+            for d in (0.1, 0.05, 0.02)
+        ),
+        *(
+            Case(
+                f"ResNet-50 inference batch 1 keep {d}",
+                lambda d=d: _resnet50_inference(d),
+                round(8 * 25.5e6 * d),
+            )
+            for d in (0.1, 0.05)
+        ),
+    ],
+    "sparse_conv2d_dw": [
+        Case(
+            f"{_conv_name(shape, size)} batch 32 keep {d}",
+            lambda shape=shape, size=size, d=d: _sparse_conv_dw(shape, size, 32, d),
+            4 * 32 * size * size * (shape[0] + shape[1]),
+        )
+        for shape, size in _RESNET_3X3
+        for d in (0.1, 0.05)
+    ],
+    "conv2d_taps": [
+        Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), False), 8 * 58982)
+    ],
+    "conv2d_flip": [
+        Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), True), 8 * 58982)
+    ],
     "popup_conv2d": [
         Case(
             f"step {_conv_name(*_CONVS[1])} batch 32 keep .5",
@@ -436,6 +734,24 @@ CASES: dict[str, list[Case]] = {
 }
 
 SWEEPS: list[Sweep] = [
+    *(
+        Sweep(
+            f"{op} {_conv_name(shape, size)} batch {b}",
+            lambda d, f=f, shape=shape, size=size, b=b: f(shape, size, b, d),
+        )
+        for op, f in (("sparse_conv2d", _sparse_conv), ("sparse_conv2d_dw", _sparse_conv_dw))
+        for shape, size in (*_RESNET_3X3, *_RESNET_1X1)
+        for b in (1, 32)
+    ),
+    *(
+        Sweep(
+            f"sparse_linear 2048x2048 batch {b} {name}",
+            lambda d, b=b, t=t: _sparse_linear(_SQUARE, b, d, t),
+            (1.0, 0.8, 0.6, 0.4, 0.2),
+        )
+        for name, t in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for b in (1, 2, 4, 16, 64, 256)
+    ),
     *(
         Sweep(f"{op} 2048x2048 batch {b} {name}", lambda d, f=f, b=b, t=t: f(_SQUARE, b, d, t))
         for op, f in (("masked_linear", _masked_linear), ("ticket_linear", _ticket_linear))

@@ -67,6 +67,11 @@ struct Conv {
   int64_t outputs, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
 };
+// A batch of [groups][samples][features], or, inner, of [groups][features][samples].
+struct Batch {
+  int64_t groups, samples;
+  bool inner;
+};
 // How the direct convolution lays out and walks an image; from make_conv_plan.
 struct ConvPlan {
   int64_t phases_h, phases_w, rows, columns;  // zero-padded planes of one channel, one per phase
@@ -165,6 +170,16 @@ constexpr int kConvTile = 8;       // most vectors of pixels kept in registers
     (const float* ST_RESTRICT x, const float* ST_RESTRICT grad, const uint32_t* ST_RESTRICT words, \
      float* ST_RESTRICT out, Conv conv, ConvPlan plan, TapScratch taps, GradScratch scratch,       \
      int64_t live, int nthreads))                                                                  \
+  X(void, sparse_pattern,                                                                          \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t kept, bool transposed,    \
+     uint32_t* ST_RESTRICT pattern, int32_t* ST_RESTRICT places))                                  \
+  X(void, sparse_linear,                                                                           \
+    (const uint32_t* ST_RESTRICT pattern, const void* ST_RESTRICT values,                          \
+     const void* ST_RESTRICT x, const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype,    \
+     Batch batch, float* ST_RESTRICT scratch, int nthreads))                                       \
+  X(void, sparse_linear_dw,                                                                        \
+    (const uint32_t* ST_RESTRICT pattern, const void* ST_RESTRICT grad, const void* ST_RESTRICT x, \
+     void* ST_RESTRICT out, Dtype dtype, Batch batch, float* ST_RESTRICT scratch, int nthreads))   \
   X(void, live_starts,                                                                             \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t* ST_RESTRICT starts))     \
   X(void, gather_live,                                                                             \

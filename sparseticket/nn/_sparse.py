@@ -253,9 +253,10 @@ def _parameter(values: torch.Tensor, requires_grad: bool) -> nn.Parameter:
 class SparseModule(nn.Module):
     """Mixin before nn.Linear or nn.Conv2d; see :class:`Options` for the keyword arguments.
 
-    state_dict keys: ``weight`` (masked, scored), ``bias``, ``scores`` (scored), ``values`` (compressed: 1-D,
-    in row-major order of the live [O, K] positions, instead of ``weight``), ``mask_words`` (int32, see PackedMask) and ``seed`` (see WeightRecipe.to_tensor; absent if the weights came
-    from no seed). A dense checkpoint loads strictly into ``masked`` and keeps the mask.
+    state_dict keys: ``weight`` (masked, scored), ``bias``, ``scores`` (scored), ``values``
+    (compressed: 1-D, in row-major order of the live [O, K] positions), ``mask_words`` (int32, see
+    PackedMask) and ``seed`` (see WeightRecipe.to_tensor; absent if the weights came from no seed).
+    A dense checkpoint loads strictly into ``masked`` and keeps the mask.
     Saving raises RuntimeError while the mask is not yet that of the scores.
 
     ``weight`` of a ticket or compressed module is made anew, masked, at every access: a copy,
@@ -307,9 +308,9 @@ class SparseModule(nn.Module):
         """A new sparse module like ``module``, on its device, in its dtype and training mode.
 
         ``masked`` and ``compressed`` copy the weights and keep ``mask``, or the largest magnitudes
-        at ``density``, or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and ``layer``, and a
-        zero bias unless ``keep_bias``. TypeError for anything but a plain ``nn.Linear`` /
-        ``nn.Conv2d``.
+        at ``density``, or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and
+        ``layer``, and a zero bias unless ``keep_bias``. TypeError for anything but a plain
+        ``nn.Linear`` / ``nn.Conv2d``.
         """
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
@@ -424,7 +425,7 @@ class SparseModule(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_fresh()
         if self.form == "compressed" and not torch.compiler.is_compiling():
-            self._follow_training(x)
+            self._derive(x)
         return self._OPS[self.form](*self._arguments(x))
 
     def _arguments(self, x: torch.Tensor) -> tuple:
@@ -480,8 +481,12 @@ class SparseModule(nn.Module):
         self.register_buffer("pattern", pattern, persistent=False)
         self.register_buffer("pattern_t", None, persistent=False)
 
-    def _follow_training(self, x: torch.Tensor) -> None:
-        if self.pattern_t is None and x.requires_grad and torch.is_grad_enabled():
+    def _derive(self, x: torch.Tensor) -> None:
+        """Eager: make what a move dropped, or what training needs for the first time."""
+        buffers = self._buffers  # of every call: attribute access would cost more than the tests
+        if buffers["pattern"] is None:
+            self.pattern = self._make_pattern(transposed=False)
+        if x.requires_grad and buffers["pattern_t"] is None and torch.is_grad_enabled():
             self.pattern_t = self._make_pattern(transposed=True)
 
     def explain(self, x: torch.Tensor) -> ops.Choice:

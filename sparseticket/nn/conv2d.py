@@ -98,8 +98,9 @@ class SparseConv2d(SparseModule, nn.Conv2d):
             return None
         return ops.conv2d_flip(self.mask_words, self.weight_shape, self.groups, self.values.numel())
 
-    def _follow_training(self, x: torch.Tensor) -> None:
-        super()._follow_training(x)
+    def _derive(self, x: torch.Tensor) -> None:
+        if x.requires_grad and self.pattern_t is None and torch.is_grad_enabled():
+            self.pattern_t = self._make_pattern(transposed=True)
         left, right, top, bottom = self._reversed_padding_repeated_twice
         apart = self._pads_apart()
         image = (x.shape[-2] + apart * (top + bottom), x.shape[-1] + apart * (left + right))

@@ -54,6 +54,13 @@ class SparseLinear(SparseModule, nn.Linear):
             )
         return x, ()
 
+    def _make_pattern(self, transposed: bool) -> torch.Tensor | None:
+        if self.mask_words.device.type != "cpu":
+            return None
+        return ops.sparse_pattern(
+            self.mask_words, self.in_features, self.values.numel(), transposed
+        )
+
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)
 

@@ -22,6 +22,7 @@ from .sparse_conv2d_dw import sparse_conv2d_dw
 from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
+from .sparse_pattern import sparse_pattern
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -53,6 +54,7 @@ __all__ = [
     "sparse_linear",
     "sparse_linear_dw",
     "sparse_linear_dx",
+    "sparse_pattern",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",

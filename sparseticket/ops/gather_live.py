@@ -23,7 +23,7 @@ def _cpu(dense, words, kept):
     values = dense.new_empty(kept)
     layout = (words.shape[0], *channels_and_taps(dense.shape))
     C.gather_live(
-        cap(dense.detach().contiguous()), cap(words.contiguous()), cap(values), *layout, nthreads()
+        cap(dense.contiguous()), cap(words.contiguous()), cap(values), *layout, nthreads()
     )
     return values
 

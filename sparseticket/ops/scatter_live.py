@@ -28,7 +28,7 @@ def _cpu(values, words, shape):
     dense = values.new_empty(shape)
     layout = (words.shape[0], *channels_and_taps(shape))
     C.scatter_live(
-        cap(values.detach().contiguous()), cap(words.contiguous()), cap(dense), *layout, nthreads()
+        cap(values.contiguous()), cap(words.contiguous()), cap(dense), *layout, nthreads()
     )
     return dense
 

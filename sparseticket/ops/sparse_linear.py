@@ -7,8 +7,17 @@ from sparseticket.reference import sparse_linear as _reference
 from ._dispatch import define
 from .masked_linear import check_linear, grad_bias
 from .scatter_live import check_values, scatter_live
-from .sparse_linear_dw import sparse_linear_dw
+from .sparse_linear_dw import (
+    batch_inner,
+    empty_batch,
+    run_sparse_linear,
+    runs_sparse,
+    sparse_choice,
+    sparse_linear_dw,
+    with_batch_of,
+)
 from .sparse_linear_dx import sparse_linear_dx
+from .sparse_pattern import sparse_pattern
 
 __all__ = ["sparse_linear"]
 
@@ -21,14 +30,26 @@ def _check(x, values, words, bias):
         raise ValueError(f"sparse_linear: values: got {values.dtype}, need {x.dtype} like x")
 
 
+def _choose(x, values, words, bias=None, pattern=None, transposed=None):
+    return sparse_choice("sparse_linear", x, words.shape[0], x.shape[-1], values.shape[0])
+
+
 def _cpu(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
-    return F.linear(x, scatter_live(values, words, (words.shape[0], x.shape[-1])), bias)
+    rows, k = words.shape[0], x.shape[-1]
+    if not runs_sparse(x, rows, k, values.shape[0]):
+        return with_batch_of(x, F.linear(x, scatter_live(values, words, (rows, k)), bias))
+    if pattern is None:
+        pattern = sparse_pattern(words, k, values.shape[0])
+    inner = batch_inner(x)
+    y = empty_batch(x, inner, rows)
+    run_sparse_linear(x, values, pattern, bias, y, inner)
+    return y
 
 
 def _meta(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
-    return x.new_empty(*x.shape[:-1], words.shape[0])
+    return empty_batch(x, batch_inner(x), words.shape[0])
 
 
 def _setup(ctx, inputs, output):
@@ -39,6 +60,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad):
     x, values, words, *derived = ctx.saved_tensors
     need_x, need_values, _, need_bias, *_ = ctx.needs_input_grad
+    grad = with_batch_of(x, grad)  # so that gradients lie as x does, compiled or not
     gx = sparse_linear_dx(grad, values, words, x.shape[-1], *derived) if need_x else None
     gv = sparse_linear_dw(grad, x, words, values.shape[0], *derived) if need_values else None
     return gx, gv, None, grad_bias(grad) if need_bias else None, None, None
@@ -52,4 +74,5 @@ sparse_linear = define(
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
+    choose=_choose,
 )

@@ -6,7 +6,16 @@ from sparseticket.reference import sparse_linear_dx as _reference
 
 from ._dispatch import check_words, define
 from .scatter_live import check_values, scatter_live
-from .sparse_linear_dw import sparse_linear_dw
+from .sparse_linear_dw import (
+    batch_inner,
+    empty_batch,
+    run_sparse_linear,
+    runs_sparse,
+    sparse_choice,
+    sparse_linear_dw,
+    with_batch_of,
+)
+from .sparse_pattern import sparse_pattern
 
 __all__ = ["sparse_linear_dx"]
 
@@ -25,14 +34,25 @@ def _check(grad, values, words, k):
         )
 
 
+def _choose(grad, values, words, k, pattern=None, transposed=None):
+    return sparse_choice("sparse_linear_dx", grad, words.shape[0], k, values.shape[0])
+
+
 def _cpu(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
-    return grad @ scatter_live(values, words, (words.shape[0], k))
+    if not runs_sparse(grad, words.shape[0], k, values.shape[0]):
+        return with_batch_of(grad, grad @ scatter_live(values, words, (words.shape[0], k)))
+    if transposed is None:
+        transposed = sparse_pattern(words, k, values.shape[0], True)
+    inner = batch_inner(grad)
+    gx = empty_batch(grad, inner, k)
+    run_sparse_linear(grad, values, transposed, None, gx, inner)
+    return gx
 
 
 def _meta(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
-    return grad.new_empty(*grad.shape[:-1], k)
+    return empty_batch(grad, batch_inner(grad), k)
 
 
 def _setup(ctx, inputs, output):
@@ -43,6 +63,7 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, outer):
     grad, values, words, *derived = ctx.saved_tensors
     need_grad, need_values, *_ = ctx.needs_input_grad
+    outer = with_batch_of(grad, outer)
     forward = torch.ops.sparseticket.sparse_linear  # each is the other's backward
     gg = forward(outer, values, words, None, *derived) if need_grad else None
     gv = sparse_linear_dw(grad, outer, words, values.shape[0], *derived) if need_values else None
@@ -57,4 +78,5 @@ sparse_linear_dx = define(
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
+    choose=_choose,
 )

@@ -27,6 +27,9 @@ def path(request, monkeypatch) -> str:
     monkeypatch.setattr(linear, "FUSED_ROWS", rows)
     monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
     monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
+    sparse = oracle.module_of("sparse_linear_dw")
+    most = dict.fromkeys(sparse.SPARSE_DENSITY, 1.0 if fused else -1.0)
+    monkeypatch.setattr(sparse, "SPARSE_DENSITY", most)
     return request.param
 
 
@@ -38,6 +41,7 @@ def calls(monkeypatch) -> list[str]:
     def spy(name, kernel):
         monkeypatch.setattr(_C, name, lambda *args: (made.append(name), kernel(*args)))
 
-    for name in ("masked_linear", "ticket_linear", "masked_conv2d", "ticket_conv2d"):
+    kernels = ("masked_linear", "ticket_linear", "masked_conv2d", "ticket_conv2d")
+    for name in (*kernels, "sparse_linear", "sparse_linear_dw"):
         spy(name, getattr(_C, name))
     return made
