@@ -29,6 +29,23 @@ Conv conv_of(const Shape& x, const Shape& y, const Geometry& g) {
   return c;
 }
 
+float* kept_scratch(Slot slot, int64_t n) {
+  constexpr int64_t kAlignment = 64 / sizeof(float);
+  struct Kept {
+    std::unique_ptr<float[]> memory;
+    int64_t size = 0;
+  };
+  thread_local Kept kept[static_cast<int>(Slot::count)];
+  Kept& k = kept[static_cast<int>(slot)];
+  if (k.size < n + kAlignment) {
+    k.memory.reset();
+    k.memory = scratch_of<float>(n + kAlignment);
+    k.size = n + kAlignment;
+  }
+  const auto at = reinterpret_cast<uintptr_t>(k.memory.get());
+  return reinterpret_cast<float*>((at + 63) / 64 * 64);
+}
+
 ConvPlan plan_of(const Conv& c, int64_t live) {
   const ConvPlan plan = make_conv_plan(c, live);
   if (c.channels * plan.channel_floats > INT32_MAX || live > INT32_MAX)
@@ -45,8 +62,8 @@ ConvCall conv_call(const Tensor& x, int64_t live, const std::optional<Tensor>& b
   call.y = y.floats();
   call.bias = bias ? bias->sized(c.outputs).floats() : nullptr;
   checked_threads(nthreads);
-  call.planes = scratch_of<float>(nthreads * conv_image_floats(c, call.plan));
-  call.sums = scratch_of<float>(nthreads * conv_sums_floats(c));
+  call.scratch = {kept_scratch(Slot::planes, nthreads * conv_image_floats(c, call.plan)),
+                  kept_scratch(Slot::sums, nthreads * conv_sums_floats(c))};
   return call;
 }
 

@@ -24,6 +24,11 @@ std::unique_ptr<T[]> scratch_of(int64_t n) {
   return std::unique_ptr<T[]>(new T[static_cast<size_t>(n)]);
 }
 
+// Scratch that the calling thread keeps from call to call: fresh pages of the size of an image cost
+// as much as a sparse convolution of it.
+enum class Slot { planes, sums, stream, count };
+float* kept_scratch(Slot slot, int64_t n);
+
 // Everything but the taps: pointers, checked against the geometry, and scratch memory.
 struct ConvCall {
   Conv conv;
@@ -31,9 +36,7 @@ struct ConvCall {
   const float* x;
   const float* bias;
   float* y;
-  std::unique_ptr<float[]> planes, sums;
-
-  ConvScratch scratch() const { return {planes.get(), sums.get()}; }
+  ConvScratch scratch;
 };
 
 ConvCall conv_call(const Tensor& x, int64_t live, const std::optional<Tensor>& bias,

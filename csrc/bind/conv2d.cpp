@@ -29,7 +29,7 @@ void masked_conv2d(py::object x, py::object weight, py::object words, py::object
   const float* w = tw.sized(c.conv.outputs * conv_columns(c.conv)).floats();
   const DecodedTaps taps(c, live);
   py::gil_scoped_release release;
-  kernels().masked_conv2d(c.x, w, mask, c.bias, c.y, c.conv, c.plan, c.scratch(), taps.scratch(),
+  kernels().masked_conv2d(c.x, w, mask, c.bias, c.y, c.conv, c.plan, c.scratch, taps.scratch(),
                           nthreads);
 }
 
@@ -45,7 +45,7 @@ void ticket_conv2d(py::object x, py::object words, py::object signs, py::object 
   const DecodedTaps taps(c, live);
   py::gil_scoped_release release;
   kernels().ticket_conv2d(c.x, mask, optional_data<uint32_t>(ts), c.bias, c.y, c.conv, sigma, key,
-                          high, c.plan, c.scratch(), taps.scratch(), nthreads);
+                          high, c.plan, c.scratch, taps.scratch(), nthreads);
 }
 
 }  // namespace

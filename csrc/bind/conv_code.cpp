@@ -142,10 +142,10 @@ void run_code(py::object x, py::object values, int64_t handle, py::object bias, 
   const float* v = tv.sized(code->live).floats();
   const ConvCall c = conv_call(tx, code->live, maybe(bias, "bias"), ty, geometry, nthreads);
   if (!same_geometry(c.conv, code->conv)) tx.fail("is not what the code was made for");
-  const auto stream = scratch_of<float>(code->live);
+  float* stream = kept_scratch(Slot::stream, code->live);
   py::gil_scoped_release release;
-  kernels().run_conv_code(c.x, v, c.bias, c.y, c.conv, c.plan, c.scratch(), code->parts(),
-                          code->pages, stream.get(), code->live, nthreads);
+  kernels().run_conv_code(c.x, v, c.bias, c.y, c.conv, c.plan, c.scratch, code->parts(),
+                          code->pages, stream, code->live, nthreads);
 }
 
 }  // namespace

@@ -42,10 +42,10 @@ void sparse_conv2d(py::object x, py::object values, py::object taps, py::object 
   const int64_t live = tv.size();
   const ConvCall c = conv_call(tx, live, maybe(bias, "bias"), ty, geometry, nthreads);
   const int32_t* t = taps_of(tt, c, live);
-  const auto stream = scratch_of<float>(live);
+  float* stream = kept_scratch(Slot::stream, live);
   const float* v = tv.floats();
   py::gil_scoped_release release;
-  kernels().sparse_conv2d(c.x, v, t, c.bias, c.y, c.conv, c.plan, c.scratch(), stream.get(), live,
+  kernels().sparse_conv2d(c.x, v, t, c.bias, c.y, c.conv, c.plan, c.scratch, stream, live,
                           nthreads);
 }
 
@@ -62,13 +62,13 @@ void sparse_conv2d_dw(py::object x, py::object grad, py::object words, py::objec
   float* po = to.sized(live).floats();
   const auto columns = scratch_of<Column>(conv_columns(c));
   const auto starts = scratch_of<int32_t>(c.outputs + 1), offsets = scratch_of<int32_t>(live);
-  const auto planes = scratch_of<float>(grad_image_floats(c, plan));
   const auto flat = scratch_of<float>(nthreads * 16 * plan.vectors);
   const auto sums = scratch_of<float>(nthreads * 16 * conv_columns(c));
+  float* planes = kept_scratch(Slot::planes, grad_planes_floats(c, plan));
   const TapScratch taps{columns.get(), starts.get(), offsets.get(), nullptr};
   py::gil_scoped_release release;
-  kernels().sparse_conv2d_dw(px, pg, mask, po, c, plan, taps,
-                             {planes.get(), flat.get(), sums.get()}, live, nthreads);
+  kernels().sparse_conv2d_dw(px, pg, mask, po, c, plan, taps, {planes, flat.get(), sums.get()},
+                             live, nthreads);
 }
 
 }  // namespace

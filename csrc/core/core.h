@@ -94,7 +94,7 @@ struct TapScratch {
   float* values;
 };
 struct GradScratch {
-  float* planes;  // grad_image_floats
+  float* planes;  // grad_planes_floats
   float* flat;    // 16 * vectors a thread
   float* sums;    // 16 * conv_columns a thread
 };
@@ -263,8 +263,14 @@ inline ConvPlan make_conv_plan(const Conv& c, int64_t live) {
 inline int64_t conv_image_floats(const Conv& c, const ConvPlan& p) {
   return p.in_place ? 0 : c.channels * p.channel_floats + 16 * kConvTile;
 }
-inline int64_t grad_image_floats(const Conv& c, const ConvPlan& p) {
-  return c.channels * p.channel_floats + 16;
+// Images whose planes fit half of an L2 cache together: a live weight's products are summed over
+// them before they are reduced.
+inline int64_t grad_images(const Conv& c, const ConvPlan& p) {
+  const int64_t fit = (1 << 17) / (c.channels * p.channel_floats + 1);
+  return fit < 1 ? 1 : fit > c.batch ? c.batch : fit;
+}
+inline int64_t grad_planes_floats(const Conv& c, const ConvPlan& p) {
+  return grad_images(c, p) * c.channels * p.channel_floats + 16;
 }
 inline int64_t conv_sums_floats(const Conv& c) { return c.outputs * 16 * kConvTile; }
 inline int64_t conv_strips(const Conv& c) {

@@ -38,18 +38,21 @@ inline void flatten(const float* ST_RESTRICT grad, const Conv& c, const ConvPlan
   while (at < 16 * plan.vectors) flat[at++] = 0.0f;
 }
 
-// One image's share of the gradient of one output's live weights.
-void correlate_row(const float* ST_RESTRICT x, const float* ST_RESTRICT grad,
+// The share of `images` images in the gradient of one output's live weights.
+void correlate_row(const float* ST_RESTRICT x, const float* ST_RESTRICT grad, int64_t images,
                    const int32_t* ST_RESTRICT offsets, int64_t live, const Conv& c,
                    const ConvPlan& plan, float* ST_RESTRICT flat, float* ST_RESTRICT sums,
                    float* ST_RESTRICT out) {
-  flatten(grad, c, plan, flat);
   for (int64_t i = 0; i < 16 * live; ++i) sums[i] = 0.0f;
   const int64_t tiles = (plan.vectors + kTile - 1) / kTile;
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t first = plan.vectors * t / tiles;
-    const int64_t count = plan.vectors * (t + 1) / tiles - first;
-    correlate_of(count, x + 16 * first, flat + 16 * first, offsets, live, sums);
+  for (int64_t n = 0; n < images; ++n) {
+    flatten(grad + n * c.outputs * c.out_height * c.out_width, c, plan, flat);
+    const float* const image = x + n * c.channels * plan.channel_floats;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = plan.vectors * t / tiles;
+      const int64_t count = plan.vectors * (t + 1) / tiles - first;
+      correlate_of(count, image + 16 * first, flat + 16 * first, offsets, live, sums);
+    }
   }
   for (int64_t t = 0; t < live; ++t) out[t] += sum(load(sums + 16 * t));
 }
@@ -67,12 +70,14 @@ void sparse_conv2d_dw(const float* ST_RESTRICT x, const float* ST_RESTRICT grad,
   const int64_t group_outputs = conv.outputs / conv.groups;
   const int64_t image_floats = conv.height * conv.width;
   const int64_t grad_floats = conv.out_height * conv.out_width;
-  for (int64_t i = conv.channels * plan.channel_floats; i < grad_image_floats(conv, plan); ++i)
-    scratch.planes[i] = 0.0f;  // read past the last plane, times zeros
+  const int64_t together = grad_images(conv, plan), planes = conv.channels * plan.channel_floats;
+  for (int64_t i = 0; i < 16; ++i)
+    scratch.planes[together * planes + i] = 0.0f;  // read past the last plane, times zeros
 #pragma omp parallel num_threads(nthreads)
-  for (int64_t n = 0; n < conv.batch; ++n) {
+  for (int64_t n = 0; n < conv.batch; n += together) {
+    const int64_t images = smaller(together, conv.batch - n);
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < conv.channels; ++i)
+    for (int64_t i = 0; i < images * conv.channels; ++i)
       pad_channel(x + (n * conv.channels + i) * image_floats,
                   scratch.planes + i * plan.channel_floats, conv, plan);
 #pragma omp for schedule(static)
@@ -81,7 +86,7 @@ void sparse_conv2d_dw(const float* ST_RESTRICT x, const float* ST_RESTRICT grad,
            ++o) {
         const int32_t first = taps.starts[o];
         correlate_row(scratch.planes + o / group_outputs * group_floats,
-                      grad + (n * conv.outputs + o) * grad_floats, taps.offsets + first,
+                      grad + (n * conv.outputs + o) * grad_floats, images, taps.offsets + first,
                       taps.starts[o + 1] - first, conv, plan,
                       scratch.flat + thread * 16 * plan.vectors,
                       scratch.sums + thread * 16 * conv_columns(conv), out + first);

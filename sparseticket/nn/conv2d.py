@@ -115,7 +115,8 @@ class SparseConv2d(SparseModule, nn.Conv2d):
             return
         padding = (0, 0) if self._pads_apart() else self._reversed_padding_repeated_twice[2::-2]
         place = (self.weight_shape, image, self.stride, padding, self.dilation, self.groups)
-        self._keep_code(ops.compile_conv2d(self.mask_words, *place))
+        batch = x.shape[0] if x.ndim == 4 else 1
+        self._keep_code(ops.compile_conv2d(self.mask_words, *place, batch))
         self.pattern = None if self._code else ops.conv2d_taps(self.mask_words, *place)
         self._image = image
 

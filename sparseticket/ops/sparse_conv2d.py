@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sparseticket.formats import canonical_shape
@@ -25,7 +27,8 @@ __all__ = ["compile_conv2d", "conv2d_input_grad", "release_code", "sparse_conv2d
 # Up to this density the kernel beats a dense conv on the materialised weight; from the crossover
 # rows of bench/results.
 SPARSE_DENSITY = 0.3
-_CODE_OUTPUTS = 8  # a group's outputs from which on machine code beats the portable kernel
+# From so many outputs a group and pixels a call on, machine code beats the portable kernel.
+_CODE_OUTPUTS, _CODE_PIXELS = 8, 256
 
 
 def _check(x, values, words, bias, weight_shape, geometry, taps, flip):
@@ -53,14 +56,16 @@ def _check_count(values, words):
         )
 
 
-def compile_conv2d(words, weight_shape, image, stride, padding, dilation, groups) -> int:
+def compile_conv2d(words, weight_shape, image, stride, padding, dilation, groups, batch=0) -> int:
     """Handle of the mask's machine code for images of ``[H, W]``, to be passed as ``code`` and given
     back to :func:`release_code`; 0 where there is none: without AVX-512, with SPARSETICKET_JIT=0,
-    and where so few outputs share an input that code would not gain."""
-    if weight_shape[0] // groups < _CODE_OUTPUTS:
+    and where so few outputs share an input that code would not gain, or where ``batch`` images
+    would run it for too few pixels to pay for its way into the caches."""
+    size = output_size(image, weight_shape, stride, padding, dilation)
+    if weight_shape[0] // groups < _CODE_OUTPUTS or 0 < batch * math.prod(size) < _CODE_PIXELS:
         return 0
     x = (1, weight_shape[1] * groups, *image)
-    y = (1, weight_shape[0], *output_size(image, weight_shape, stride, padding, dilation))
+    y = (1, weight_shape[0], *size)
     geometry = (*weight_shape[2:], *stride, *padding, *dilation, groups)
     return C.compile_conv(cap(words.contiguous()), x, y, geometry)
 
