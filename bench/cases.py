@@ -373,7 +373,7 @@ def _ticket_conv(shape, size, batch, density):
 
 
 def _compressed(shape, size, batch, density):
-    """A dense conv, its compressed module after a first call, and the input, of ResNet-50's kind."""
+    """Input, a dense conv, and its compressed module after a first call."""
     x, weight, mask, _, (stride, padding, dilation, groups) = _conv_inputs(
         shape, size, batch, density
     )
@@ -399,10 +399,12 @@ def _sparse_conv(shape, size, batch, density):
     place = (None, shape, sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
     values, words = sparse.values.detach(), sparse.mask_words
     taps = ops.conv2d_taps(words, shape, x.shape[-2:], *place[2:])
+    code = ops.compile_conv2d(words, shape, x.shape[-2:], *place[2:])
     return {
         **_dense_layouts(lambda x, w: F.conv2d(x, w, None, 1, sparse.padding), x, weight),
         "ours": _without_grad(lambda: sparse(x)),
         "ours portable": lambda: ops.sparse_conv2d(x, values, words, *place, taps),
+        "ours machine code": lambda: ops.sparse_conv2d(x, values, words, *place, taps, None, code),
     }
 
 

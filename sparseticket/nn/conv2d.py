@@ -84,7 +84,7 @@ class SparseConv2d(SparseModule, nn.Conv2d):
         if self.form != "compressed":
             return arguments
         *arguments, taps, flip = arguments
-        fits = self._image == tuple(arguments[0].shape[-2:])
+        fits = self._image == (*arguments[0].shape[-2:], arguments[0].dtype)
         return (*arguments, taps if fits else None, flip, self._code if fits else 0)
 
     def _set_pattern(self) -> None:
@@ -103,22 +103,26 @@ class SparseConv2d(SparseModule, nn.Conv2d):
             self.pattern_t = self._make_pattern(transposed=True)
         left, right, top, bottom = self._reversed_padding_repeated_twice
         apart = self._pads_apart()
-        image = (x.shape[-2] + apart * (top + bottom), x.shape[-1] + apart * (left + right))
+        size = (x.shape[-2] + apart * (top + bottom), x.shape[-1] + apart * (left + right))
+        image = (*size, x.dtype)
         # A new size must come twice in a row, or alternating ones would derive at every call.
         if image != self._image and (self._image is None or image == self._last_image):
-            self._fit(x, image)
+            self._fit(x, size)
+            self._image = image
         self._last_image = image
 
-    def _fit(self, x: torch.Tensor, image: tuple[int, int]) -> None:
-        """Derive machine code, or else ``pattern``, for images of this size."""
+    def _fit(self, x: torch.Tensor, size: tuple[int, int]) -> None:
+        """Derive machine code, or else ``pattern``, for this image size, if a kernel wants it."""
+        self._keep_code(0)
+        self.pattern = None
         if x.device.type != "cpu" or not self.explain(x).kernel.startswith("sparse"):
             return
         padding = (0, 0) if self._pads_apart() else self._reversed_padding_repeated_twice[2::-2]
-        place = (self.weight_shape, image, self.stride, padding, self.dilation, self.groups)
+        place = (self.weight_shape, size, self.stride, padding, self.dilation, self.groups)
         batch = x.shape[0] if x.ndim == 4 else 1
         self._keep_code(ops.compile_conv2d(self.mask_words, *place, batch))
-        self.pattern = None if self._code else ops.conv2d_taps(self.mask_words, *place)
-        self._image = image
+        if not self._code:
+            self.pattern = ops.conv2d_taps(self.mask_words, *place)
 
     def _keep_code(self, code: int) -> None:
         """Hold machine code, to be freed with this module or when other code replaces it."""

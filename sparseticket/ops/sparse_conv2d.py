@@ -20,7 +20,7 @@ from .masked_conv2d import (
     strictly_channels_last,
 )
 from .scatter_live import scatter_live
-from .sparse_conv2d_dw import sparse_conv2d_dw
+from .sparse_conv2d_dw import narrow_groups, sparse_conv2d_dw
 
 __all__ = ["compile_conv2d", "conv2d_input_grad", "release_code", "sparse_conv2d"]
 
@@ -57,10 +57,12 @@ def _check_count(values, words):
 
 
 def compile_conv2d(words, weight_shape, image, stride, padding, dilation, groups, batch=0) -> int:
-    """Handle of the mask's machine code for images of ``[H, W]``, to be passed as ``code`` and given
-    back to :func:`release_code`; 0 where there is none: without AVX-512, with SPARSETICKET_JIT=0,
-    and where so few outputs share an input that code would not gain, or where ``batch`` images
-    would run it for too few pixels to pay for its way into the caches."""
+    """Handle of the mask's machine code for images of ``[H, W]``: to be passed as ``code``, in the
+    end given back to :func:`release_code`.
+
+    0, none: without AVX-512, with SPARSETICKET_JIT=0, where too few outputs share an input, and
+    where ``batch`` images would run it for too few pixels to pay for its way into the caches.
+    """
     size = output_size(image, weight_shape, stride, padding, dilation)
     if weight_shape[0] // groups < _CODE_OUTPUTS or 0 < batch * math.prod(size) < _CODE_PIXELS:
         return 0
@@ -91,6 +93,8 @@ def _choose(
 ):
     if x.dtype != torch.float32:
         return Choice("sparse_conv2d", "materialised", f"the sparse kernel takes no {x.dtype}")
+    if reason := narrow_groups(weight_shape, groups):
+        return Choice("sparse_conv2d", "materialised", reason)
     rows, k = canonical_shape(weight_shape)
     density = values.numel() / max(rows * k, 1)
     if density > SPARSE_DENSITY:

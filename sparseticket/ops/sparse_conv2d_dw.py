@@ -10,9 +10,19 @@ from .conv2d_taps import output_size
 from .gather_live import gather_live
 from .masked_conv2d import check_conv, conv_backward
 
-__all__ = ["sparse_conv2d_dw"]
+__all__ = ["narrow_groups", "sparse_conv2d_dw"]
 
-DW_DENSITY = 0.2  # above it a dense weight gradient is faster, from rows of bench/results
+# Above this density, and with fewer outputs a group (depthwise), dense kernels are faster; from the
+# crossover rows of bench/results.
+DW_DENSITY, GROUP_OUTPUTS = 0.2, 16
+
+
+def narrow_groups(weight_shape, groups):
+    """Why groups make the dense way faster, None if they do not."""
+    outputs = weight_shape[0] // groups
+    if groups > 1 and outputs < GROUP_OUTPUTS:
+        return f"{outputs} outputs a group < {GROUP_OUTPUTS}: dense conv"
+    return None
 
 
 def _check(x, grad, words, live, weight_shape, *geometry):
@@ -31,6 +41,8 @@ def _choose(x, grad, words, live, weight_shape, *geometry):
     density = live / max(rows * k, 1)
     if x.dtype != torch.float32:
         return Choice("sparse_conv2d_dw", "dense", f"the sparse kernel takes no {x.dtype}")
+    if reason := narrow_groups(weight_shape, geometry[-1]):
+        return Choice("sparse_conv2d_dw", "dense", reason)
     if density > DW_DENSITY:
         reason = f"density {density:.3f} > {DW_DENSITY}"
         return Choice("sparse_conv2d_dw", "dense", reason)

@@ -22,6 +22,7 @@ def path(request, monkeypatch) -> str:
     density = 1.0 if request.param == "sparse" else -1.0
     monkeypatch.setattr(MODULE, "SPARSE_DENSITY", density)
     monkeypatch.setattr(DW, "DW_DENSITY", density)
+    monkeypatch.setattr(DW, "GROUP_OUTPUTS", 0)
     return request.param
 
 
@@ -111,6 +112,14 @@ def test_full_mask_is_the_plain_layer_and_empty_the_bias(path):
         torch.testing.assert_close(full, dense, rtol=1e-4, atol=1e-4)
         empty = ops.sparse_conv2d(x, values[:0], words["none"], bias, weight_shape, *geometry)
         assert torch.equal(empty, bias[:, None, None].expand_as(dense))
+
+
+def test_explain_sends_depthwise_to_the_dense_conv():
+    words = ops.pack_mask(torch.rand(64, 1, 3, 3) < 0.1)
+    x, values, _ = _inputs((1, 64, 9, 9), (64, 1, 3, 3), words, torch.float32)
+    args = (x, values, words, None, (64, 1, 3, 3), (1, 1), (1, 1), (1, 1), 64)
+    choice = ops.explain_op("sparse_conv2d", *args)
+    assert choice.kernel == "materialised" and "1 outputs a group" in choice.reason
 
 
 def test_explain_tells_what_runs(monkeypatch):
@@ -254,7 +263,7 @@ def test_values_are_counted(path):
 # ---------------------------------------------------------------- machine code
 @pytest.fixture
 def compiled_code(require):
-    """``compiled_code(words, weight_shape, image, geometry)``: a handle that is freed afterwards."""
+    """``compiled_code(words, weight_shape, image, *geometry)``: a handle, freed afterwards."""
     if _C.isa() != "avx512":
         require("avx512", "machine code is for AVX-512")
     made = []
@@ -276,6 +285,7 @@ def any_outputs(monkeypatch):
     monkeypatch.setattr(MODULE, "_CODE_OUTPUTS", 1)
     monkeypatch.setattr(MODULE, "SPARSE_DENSITY", 1.0)
     monkeypatch.setattr(DW, "DW_DENSITY", 1.0)
+    monkeypatch.setattr(DW, "GROUP_OUTPUTS", 0)
 
 
 WIDE = [
@@ -320,7 +330,7 @@ def test_machine_code_is_an_option(any_outputs, compiled_code, monkeypatch):
     finally:
         _C.set_isa("avx512")
     for wrong in ((x[..., 1:], values), (x, values[1:])):
-        with pytest.raises(ValueError, match="made for|elements"):
+        with pytest.raises(ValueError, match=r"made for|elements"):
             ops.sparse_conv2d(*wrong, *args, code)
     ops.release_code(code)
     with pytest.raises(ValueError, match=f"no machine code has handle {code}"):

@@ -16,6 +16,7 @@ GEOMETRY = ((2, 1), (1, 0), (1, 2), 2)
 @pytest.fixture(params=["sparse", "dense"])
 def path(request, monkeypatch) -> str:
     monkeypatch.setattr(MODULE, "DW_DENSITY", 1.0 if request.param == "sparse" else -1.0)
+    monkeypatch.setattr(MODULE, "GROUP_OUTPUTS", 0)
     return request.param
 
 
