@@ -109,7 +109,8 @@ class SparseConv2d(SparseModule, nn.Conv2d):
         if image != self._image and (self._image is None or image == self._last_image):
             self._fit(x, size)
             self._image = image
-        self._last_image = image
+        if image != self._last_image:  # setting an attribute of a module is slow
+            self._last_image = image
 
     def _fit(self, x: torch.Tensor, size: tuple[int, int]) -> None:
         """Derive machine code, or else ``pattern``, for this image size, if a kernel wants it."""
