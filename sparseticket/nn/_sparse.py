@@ -433,7 +433,8 @@ class SparseModule(nn.Module):
         weight = self.values if self.form == "compressed" else None
         if self.form in _DENSE:
             weight = self.weight
-        bias, words = self.bias, self.mask_words
+        buffers = self._buffers  # attribute access would cost a microsecond each
+        bias, words = self.bias, buffers["mask_words"]
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
@@ -441,7 +442,7 @@ class SparseModule(nn.Module):
             x = x.to(dtype)
             weight = None if weight is None else weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != self.dtype:
+        elif x.dtype != (self._like if weight is None else weight).dtype:
             raise TypeError(
                 f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
             )
@@ -462,8 +463,9 @@ class SparseModule(nn.Module):
             )
         shape = (self.weight_shape,) if geometry else ()
         if self.form == "compressed":
-            return x, weight, words, bias, *shape, *geometry, self.pattern, self.pattern_t
-        return x, words, bias, *self.recipe.arguments(), *shape, *geometry, self.sign_words
+            derived = buffers["pattern"], buffers["pattern_t"]
+            return x, weight, words, bias, *shape, *geometry, *derived
+        return x, words, bias, *self.recipe.arguments(), *shape, *geometry, buffers["sign_words"]
 
     def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """``x`` as the op wants it and the op's arguments after the tensors."""
@@ -483,7 +485,7 @@ class SparseModule(nn.Module):
 
     def _derive(self, x: torch.Tensor) -> None:
         """Eager: make what a move dropped, or what training needs for the first time."""
-        buffers = self._buffers  # of every call: attribute access would cost more than the tests
+        buffers = self._buffers
         if buffers["pattern"] is None:
             self.pattern = self._make_pattern(transposed=False)
         if x.requires_grad and buffers["pattern_t"] is None and torch.is_grad_enabled():
