@@ -7,6 +7,7 @@ dense way.
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Callable
@@ -493,6 +494,108 @@ def _ticket_conv(shape, size, batch, density):
     }
 
 
+def _compressed(shape, size, batch, density):
+    """Input, a dense conv, and its compressed module after a first call."""
+    x, weight, mask, _, (stride, padding, dilation, groups) = _conv_inputs(
+        shape, size, batch, density
+    )
+    dense = torch.nn.Conv2d(
+        shape[1], shape[0], shape[2:], stride, padding, dilation, groups, bias=False
+    )
+    dense.weight.data = weight
+    sparse = st.SparseConv2d.from_dense(dense, mask=mask, form="compressed")
+    with torch.no_grad():
+        sparse(x)
+    return x, dense, sparse
+
+
+def _dense_layouts(call, x, weight):
+    """``call(x, weight)`` in both of torch's memory formats: the faster one is the bar."""
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, weight)]
+    return {"dense": lambda: call(x, weight), "dense channels_last": lambda: call(*last)}
+
+
+def _sparse_conv(shape, size, batch, density):
+    x, dense, sparse = _compressed(shape, size, batch, density)
+    weight = dense.weight.detach()
+    place = (None, shape, sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
+    values, words = sparse.values.detach(), sparse.mask_words
+    taps = ops.conv2d_taps(words, shape, x.shape[-2:], *place[2:])
+    code = ops.compile_conv2d(words, shape, x.shape[-2:], *place[2:])
+    return {
+        **_dense_layouts(lambda x, w: F.conv2d(x, w, None, 1, sparse.padding), x, weight),
+        "ours": _without_grad(lambda: sparse(x)),
+        "ours portable": lambda: ops.sparse_conv2d(x, values, words, *place, taps),
+        "ours machine code": lambda: ops.sparse_conv2d(x, values, words, *place, taps, None, code),
+    }
+
+
+def _without_grad(call):
+    def run():
+        with torch.no_grad():
+            return call()
+
+    return run
+
+
+def _sparse_conv_dw(shape, size, batch, density):
+    x, dense, sparse = _compressed(shape, size, batch, density)
+    grad = torch.randn(batch, shape[0], size, size)
+    place = (sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
+
+    def whole(x, w):
+        return torch.ops.aten.convolution_backward(
+            grad, x, w, None, *place[:3], False, [0, 0], 1, [False, True, False]
+        )
+
+    words, live = sparse.mask_words, sparse.values.numel()
+    return {
+        **_dense_layouts(whole, x, dense.weight.detach()),
+        "ours": lambda: ops.sparse_conv2d_dw(x, grad, words, live, shape, *place),
+    }
+
+
+def _conv_pattern(shape, flip):
+    words = ops.pack_mask(_mask(shape, 0.1))
+    place = ((1, 1), (1, 1), (1, 1), 1)
+    live = int(ops.mask_ops(words, None, "popcount"))
+    mask = ops.unpack_mask(words, shape)
+    return {
+        "torch.nonzero": lambda: mask.nonzero(),
+        "ours": (lambda: ops.conv2d_flip(words, shape, 1, live))
+        if flip
+        else (lambda: ops.conv2d_taps(words, shape, (14, 14), *place)),
+    }
+
+
+def _resnet50_inference(density):
+    """The whole network at batch 1, every convolution compressed."""
+    torch.manual_seed(0)
+    models = [build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000) for _ in range(2)]
+    dense, sparse = (model.eval() for model in models)
+    st.sparsify_(sparse, _Compressed(density))
+    x = torch.randn(1, 3, 224, 224)
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    return {
+        "dense": _without_grad(lambda: dense(x)),
+        "dense channels_last": _without_grad(lambda: last(x_last)),
+        "ours": _without_grad(lambda: sparse(x)),
+    }
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """Every convolution at one density, by magnitude."""
+
+    density: float
+
+    def plan(self, name, module):
+        if not isinstance(module, torch.nn.Conv2d):
+            return None
+        return {"density": self.density, "form": "compressed"}
+
+
 def _popup_conv(shape, size, batch, density):
     x, _, _, _, geometry = _conv_inputs(shape, size, batch, density)
     x.requires_grad_()
@@ -548,6 +651,10 @@ _N = 2048 * 2048
 _BITS = _N // 8  # bytes of one mask
 _DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
 _CONVS = (((64, 64, 3, 3), 56), ((256, 256, 3, 3), 14), ((512, 512, 3, 3), 7))
+
+
+_RESNET_3X3 = (((64, 64, 3, 3), 56), ((128, 128, 3, 3), 28), *_CONVS[1:])
+_RESNET_1X1 = (((64, 256, 1, 1), 56), ((256, 64, 1, 1), 56))
 
 
 def _conv_name(shape, size):
@@ -771,6 +878,41 @@ CASES: dict[str, list[Case]] = {
         )
         for shape, size in _CONVS
     ],
+    "sparse_conv2d": [
+        *(
+            Case(
+                f"{_conv_name(shape, size)} batch {b} keep {d}",
+                lambda shape=shape, size=size, b=b, d=d: _sparse_conv(shape, size, b, d),
+                4 * b * size * size * (shape[0] + shape[1]),
+            )
+            for b in (1, 32)
+            for shape, size in (*_RESNET_3X3, *_RESNET_1X1)
+            for d in (0.1, 0.05, 0.02)
+        ),
+        *(
+            Case(
+                f"ResNet-50 inference batch 1 keep {d}",
+                lambda d=d: _resnet50_inference(d),
+                round(8 * 25.5e6 * d),
+            )
+            for d in (0.1, 0.05)
+        ),
+    ],
+    "sparse_conv2d_dw": [
+        Case(
+            f"{_conv_name(shape, size)} batch 32 keep {d}",
+            lambda shape=shape, size=size, d=d: _sparse_conv_dw(shape, size, 32, d),
+            4 * 32 * size * size * (shape[0] + shape[1]),
+        )
+        for shape, size in _RESNET_3X3
+        for d in (0.1, 0.05)
+    ],
+    "conv2d_taps": [
+        Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), False), 8 * 58982)
+    ],
+    "conv2d_flip": [
+        Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), True), 8 * 58982)
+    ],
     "popup_conv2d": [
         Case(
             f"step {_conv_name(*_CONVS[1])} batch 32 keep .5",
@@ -786,6 +928,15 @@ CASES: dict[str, list[Case]] = {
 }
 
 SWEEPS: list[Sweep] = [
+    *(
+        Sweep(
+            f"{op} {_conv_name(shape, size)} batch {b}",
+            lambda d, f=f, shape=shape, size=size, b=b: f(shape, size, b, d),
+        )
+        for op, f in (("sparse_conv2d", _sparse_conv), ("sparse_conv2d_dw", _sparse_conv_dw))
+        for shape, size in (*_RESNET_3X3, *_RESNET_1X1)
+        for b in (1, 32)
+    ),
     *(
         Sweep(
             f"sparse_linear 2048x2048 batch {b} {name}",

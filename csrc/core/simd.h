@@ -55,11 +55,6 @@ inline Vec load_first(const float* p, int64_t n) {
 inline Vec load_first(const bf16* p, int64_t n) {
   return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
-inline Vec load_strided(const float* p, int64_t stride) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return {_mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))),
-                              p, 4)};
-}
 inline void store(Vec a, float* p) { _mm512_storeu_ps(p, a.v); }
 inline void store_first(Vec a, float* p, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
@@ -112,11 +107,6 @@ inline Vec load_first(const bf16* p, int64_t n) {
   std::memcpy(padded, p, static_cast<size_t>(n) * sizeof(bf16));
   return load(padded);
 }
-inline Vec load_strided(const float* p, int64_t stride) {
-  const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                           _mm256_set1_epi32(static_cast<int>(stride)));
-  return {_mm256_i32gather_ps(p, index, 4), _mm256_i32gather_ps(p + 8 * stride, index, 4)};
-}
 inline void store(Vec a, float* p) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
@@ -168,11 +158,6 @@ template <typename T>
 inline Vec load_first(const T* p, int64_t n) {
   Vec a = zero();
   for (int64_t i = 0; i < n; ++i) a.v[i] = to_float(p[i]);
-  return a;
-}
-inline Vec load_strided(const float* p, int64_t stride) {
-  Vec a;
-  for (int i = 0; i < 16; ++i) a.v[i] = p[i * stride];
   return a;
 }
 inline void store(Vec a, float* p) {

@@ -283,7 +283,7 @@ class SparseModule(nn.Module):
 
     ``weight`` of a ticket or compressed module is made anew, masked, at every access: a copy,
     writing to it changes nothing. ``compressed`` also has two buffers that are derived from the
-    mask and not saved, ``pattern`` and, from its first eager training forward on, ``transposed``.
+    mask and not saved, ``pattern`` and, from its first eager training forward on, ``pattern_t``.
     """
 
     _BASE: ClassVar[type[nn.Module]]
@@ -457,7 +457,8 @@ class SparseModule(nn.Module):
         weight = self.values if self.form == "compressed" else None
         if self.form in _DENSE:
             weight = self.weight
-        bias, words = self.bias, self.mask_words
+        buffers = self._buffers  # attribute access would cost a microsecond each
+        bias, words = self.bias, buffers["mask_words"]
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
         if self.form == "scored" and self._takes_seed and self._is_drawn():
@@ -467,7 +468,7 @@ class SparseModule(nn.Module):
             x = x.to(dtype)
             weight = None if weight is None else weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != self.dtype:
+        elif x.dtype != (self._anchor if weight is None else weight).dtype:
             raise TypeError(
                 f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
             )
@@ -482,7 +483,8 @@ class SparseModule(nn.Module):
             return (x, weight, self.scores, words, bias, *recipe, *geometry, raw)
         if self.form == "compressed":
             shape = (self.weight_shape,) if geometry else ()
-            return x, weight, words, bias, *shape, *geometry, self.pattern, self.transposed
+            derived = buffers["pattern"], buffers["pattern_t"]
+            return x, weight, words, bias, *shape, *geometry, *derived
         return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
 
     def _ticket_arguments(self, geometry: tuple) -> tuple:
@@ -499,19 +501,19 @@ class SparseModule(nn.Module):
         return None
 
     def _set_pattern(self) -> None:
-        """Derive ``pattern`` from the mask; ``transposed`` waits for a training forward."""
+        """Derive ``pattern`` from the mask; ``pattern_t`` waits for a training forward."""
         known = not self.mask_words.is_meta
         pattern = self._make_pattern(transposed=False) if known else None
         self.register_buffer("pattern", pattern, persistent=False)
-        self.register_buffer("transposed", None, persistent=False)
+        self.register_buffer("pattern_t", None, persistent=False)
 
     def _derive(self, x: torch.Tensor) -> None:
         """Eager: make what a move dropped, or what training needs for the first time."""
-        buffers = self._buffers  # of every call: attribute access would cost more than the tests
+        buffers = self._buffers
         if buffers["pattern"] is None:
             self.pattern = self._make_pattern(transposed=False)
-        if x.requires_grad and buffers["transposed"] is None and torch.is_grad_enabled():
-            self.transposed = self._make_pattern(transposed=True)
+        if x.requires_grad and buffers["pattern_t"] is None and torch.is_grad_enabled():
+            self.pattern_t = self._make_pattern(transposed=True)
 
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
@@ -639,7 +641,7 @@ class SparseModule(nn.Module):
         if self.form == "scored":
             state["_drawn_at"] = self._is_drawn()
         if self.form == "compressed":  # derived, and in a layout of this version of the library
-            derived = {"pattern": None, "transposed": None}
+            derived = {"pattern": None, "pattern_t": None}
             state["_buffers"] = {**state["_buffers"], **derived}
         return state
 
@@ -667,7 +669,7 @@ class SparseModule(nn.Module):
         self._set_fresh(fresh)
         self._set_drawn(drawn)
         if self.form == "compressed" and (was_meta or self.mask_words.is_meta):
-            self.pattern = self.transposed = None  # until a mask is loaded
+            self.pattern = self.pattern_t = None  # until a mask is loaded
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
