@@ -192,21 +192,46 @@ def _masked_linear(shape, batch, density, dtype=torch.float32):
     return contenders
 
 
-def _ticket_linear(shape, batch, density, dtype=torch.float32, signs=False):
+def _ticket_linear(shape, batch, density, dtype=torch.float32, keep=""):
+    """``keep``: what the caller holds besides the mask: signs, codes, or signs and no mask."""
     x, weight, mask, words = _linear_inputs(shape, batch, density, dtype)
-    floats = mask.to(dtype)
-    planes = ops.sign_words(_SEED, _LAYER, shape) if signs else None
+    floats, recipe = mask.to(dtype), (_SEED, _LAYER, "signed_constant", _SIGMA)
+    signs = ops.sign_words(_SEED, _LAYER, shape) if "signs" in keep else None
+    codes = ops.ticket_codes(words, shape[1], _SEED, _LAYER) if keep == "codes" else None
+    used = None if keep == "signs only" else words
     contenders = {
         "dense": lambda: F.linear(x, weight),
         "float mask": lambda: F.linear(x, weight * floats),
-        "ours": lambda: ops.ticket_linear(
-            x, words, None, _SEED, _LAYER, "signed_constant", _SIGMA, planes
-        ),
+        "ours": lambda: ops.ticket_linear(x, used, None, *recipe, signs, codes),
     }
     if dtype == torch.float32:
         csr, xt = (weight * floats).to_sparse_csr(), x.t().contiguous()
+        x16, weight16 = x.bfloat16(), weight.bfloat16()
         contenders["torch CSR"] = lambda: csr @ xt
+        contenders["dense bf16"] = lambda: F.linear(x16, weight16)
     return contenders
+
+
+def _ticket_grad(shape, batch, density):
+    """dX of a ticket: the transposed product."""
+    _, weight, _, words = _linear_inputs(shape, batch, density, torch.float32)
+    grad = torch.randn(batch, shape[0])
+    recipe = (_SEED, _LAYER, "signed_constant", _SIGMA)
+    return {
+        "dense": lambda: grad @ weight,
+        "regenerated": lambda: grad @ ops.regenerate(*recipe[:2], shape, *recipe[2:], words=words),
+        "ours": lambda: ops.ticket_linear(grad, words, None, *recipe, columns=shape[1]),
+    }
+
+
+def _ticket_codes(shape, transposed):
+    words = ops.pack_mask(_mask(shape, 0.5))
+    return {
+        "regenerate": lambda: ops.regenerate(
+            _SEED, _LAYER, shape, "signed_constant", _SIGMA, words=words
+        ),
+        "ours": lambda: ops.ticket_codes(words, shape[1], _SEED, _LAYER, None, transposed),
+    }
 
 
 class _SortedMask(torch.autograd.Function):
@@ -226,7 +251,8 @@ class _SortedMask(torch.autograd.Function):
         return grad, None
 
 
-def _popup_linear(shape, batch, density):
+def _popup_linear(shape, batch, density, seeded=False):
+    """A whole step: exact top-k, forward, both gradients, SGD with momentum."""
     x, _, _, _ = _linear_inputs(shape, batch, density, torch.float32)
     x.requires_grad_()
     weight = ops.regenerate(_SEED, _LAYER, shape, "signed_constant", _SIGMA)
@@ -234,21 +260,127 @@ def _popup_linear(shape, batch, density):
     scores = torch.randn(shape, requires_grad=True)
     kept = int(density * scores.numel())
     grad = torch.randn(batch, shape[0])
+    given, recipe = None if seeded else weight, ("abs", _SEED, _LAYER, _SIGMA)
 
-    def step(y, leaf):
+    def step(y, leaf, optimizer):
         x.grad = leaf.grad = None
         y.backward(grad)
+        optimizer.step()
+
+    sgd = {
+        leaf: torch.optim.SGD([leaf], lr=1e-4, momentum=0.9, fused=True)
+        for leaf in (trained, scores)
+    }
 
     def ours():
         (words,), _ = ops.select_mask([scores.detach()], [kept])
-        step(ops.popup_linear(x, weight, scores, words, None, "abs", _SEED, _LAYER, _SIGMA), scores)
+        step(ops.popup_linear(x, given, scores, words, None, *recipe), scores, sgd[scores])
 
     return {
-        "dense": lambda: step(F.linear(x, trained), trained),
+        "dense": lambda: step(F.linear(x, trained), trained, sgd[trained]),
         "sort + float mask": lambda: step(
-            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores
+            F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores, sgd[scores]
         ),
         "ours": ours,
+    }
+
+
+def _compressed(shape, density, bias=False):
+    """A dense layer, its compressed form, and the same weights as torch's CSR tensor."""
+    torch.manual_seed(0)
+    mask, dense = _mask(shape, density), torch.nn.Linear(*reversed(shape), bias=bias)
+    sparse = st.SparseLinear.from_dense(dense, mask=mask, form="compressed")
+    return dense, sparse, (dense.weight.detach() * mask).to_sparse_csr()
+
+
+def _sparse_linear(shape, batch, density, dtype=torch.float32, resident=False, module=True):
+    dense, sparse, csr = _compressed(shape, density)
+    dense, sparse = dense.to(dtype), sparse.to(dtype)
+    x = torch.randn(batch, shape[1], dtype=dtype)
+    ours = x.unflatten(0, (-1, min(batch, 64))).mT.contiguous().mT if resident else x
+    values, words, pattern = sparse.values.detach(), sparse.mask_words, sparse.pattern
+    weight, xt = dense.weight.detach(), x.t().contiguous()
+
+    def by_module():
+        with torch.no_grad():
+            return sparse(ours)
+
+    def by_op():
+        return ops.sparse_linear(ours, values, words, None, pattern)
+
+    contenders = {"dense": lambda: F.linear(x, weight), "ours": by_module if module else by_op}
+    if dtype == torch.float32:
+        contenders["torch CSR"] = lambda: csr @ xt
+    return contenders
+
+
+def _sparse_step(shape, batch, density):
+    """Forward, input gradient and weight gradient, through the modules."""
+    dense, sparse, _ = _compressed(shape, density)
+    x, grad = torch.randn(batch, shape[1], requires_grad=True), torch.randn(batch, shape[0])
+
+    def step(module):
+        x.grad = None
+        module.zero_grad()
+        module(x).backward(grad)
+
+    return {"dense": lambda: step(dense), "ours": lambda: step(sparse)}
+
+
+def _sparse_backward(shape, batch, density, which):
+    dense, sparse, csr = _compressed(shape, density)
+    x, grad = torch.randn(batch, shape[1]), torch.randn(batch, shape[0])
+    values, words, weight = sparse.values.detach(), sparse.mask_words, dense.weight.detach()
+    transposed = ops.sparse_pattern(words, shape[1], values.numel(), True)
+    if which == "dx":
+        csr_t, grad_t = csr.to_dense().t().to_sparse_csr(), grad.t().contiguous()
+        return {
+            "dense": lambda: grad @ weight,
+            "ours": lambda: ops.sparse_linear_dx(
+                grad, values, words, shape[1], sparse.pattern, transposed
+            ),
+            "torch CSR": lambda: csr_t @ grad_t,
+        }
+    grad_t = grad.t().contiguous()
+    return {
+        "dense": lambda: grad.t() @ x,
+        "ours": lambda: ops.sparse_linear_dw(grad, x, words, values.numel(), sparse.pattern),
+        "sampled_addmm": lambda: torch.sparse.sampled_addmm(csr, grad_t, x, beta=0.0),
+    }
+
+
+def _live(shape, density, scatter):
+    dense, sparse, _ = _compressed(shape, density)
+    values, words, weight = sparse.values.detach(), sparse.mask_words, dense.weight.detach()
+    mask = sparse.mask.to_dense()
+    if scatter:
+        return {
+            "masked_scatter": lambda: torch.zeros(shape).masked_scatter_(mask, values),
+            "ours": lambda: ops.scatter_live(values, words, shape),
+        }
+    return {
+        "weight[mask]": lambda: weight[mask],
+        "ours": lambda: ops.gather_live(weight, words, values.numel()),
+    }
+
+
+def _sparse_pattern(shape, density, transposed):
+    _, sparse, csr = _compressed(shape, density)
+    dense, words, kept = csr.to_dense(), sparse.mask_words, sparse.values.numel()
+    return {
+        "to_sparse_csr": lambda: (dense.t() if transposed else dense).to_sparse_csr(),
+        "ours": lambda: ops.sparse_pattern(words, shape[1], kept, transposed),
+    }
+
+
+def _popup_linear_ds(shape, batch):
+    x, weight, _, _ = _linear_inputs(shape, batch, 0.5, torch.float32)
+    grad, scores = torch.randn(batch, shape[0]), torch.randn(shape)
+    recipe = ("abs", _SEED, _LAYER, _SIGMA)
+    return {
+        "dense weight gradient": lambda: grad.t() @ x,
+        "torch": lambda: grad.t() @ x * weight * scores.sign(),
+        "ours": lambda: ops.popup_linear_ds(grad, x, scores, *recipe),
     }
 
 
@@ -333,9 +465,10 @@ def _search_step(model_name, in_shape, batch):
     return {"dense": trainer(dense, lambda m: None), "ours": trainer(popup, st.update_masks)}
 
 
-_SQUARE, _FC = (2048, 2048), (512, 4608)
+_SQUARE, _FC, _LARGE = (2048, 2048), (512, 4608), (4096, 4096)
 _N = 2048 * 2048
 _BITS = _N // 8  # bytes of one mask
+_DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
 _CONVS = (((64, 64, 3, 3), 56), ((256, 256, 3, 3), 14), ((512, 512, 3, 3), 7))
 
 
@@ -377,32 +510,140 @@ CASES: dict[str, list[Case]] = {
         Case(f"2048x2048 batch {b} keep .1", lambda b=b: _masked_linear(_SQUARE, b, 0.1), 4 * _N)
         for b in (1, 4, 16, 128)
     ],
+    "ticket_codes": [
+        Case("2048x2048", lambda: _ticket_codes(_SQUARE, False), 3 * _BITS),
+        Case("2048x2048 transposed", lambda: _ticket_codes(_SQUARE, True), 3 * _BITS),
+    ],
     "ticket_linear": [
         *(
             Case(f"2048x2048 batch {b} keep .1", lambda b=b: _ticket_linear(_SQUARE, b, 0.1), _BITS)
             for b in (1, 4, 16, 128)
         ),
-        Case(
-            "2048x2048 batch 1 keep .1, stored signs",
-            lambda: _ticket_linear(_SQUARE, 1, 0.1, signs=True),
-            _N // 4,
+        *(
+            Case(
+                f"4096x4096 batch 1 {name}",
+                lambda keep=keep, d=d: _ticket_linear(_LARGE, 1, d, keep=keep),
+                bits * 4 * _BITS,
+            )
+            for name, keep, d, bits in (
+                ("keep .5, codes", "codes", 0.5, 2),
+                ("keep .5, stored signs", "signs", 0.5, 2),
+                ("keep 1, signs only", "signs only", 1.0, 1),
+                ("keep .5, seed", "", 0.5, 1),
+            )
         ),
-        Case(
-            "2048x2048 batch 1 keep .1 bf16",
-            lambda: _ticket_linear(_SQUARE, 1, 0.1, torch.bfloat16),
-            _N // 8,
+        *(
+            Case(
+                f"4096x4096 batch {b} keep {d}, codes",
+                lambda b=b, d=d: _ticket_linear(_LARGE, b, d, keep="codes"),
+                8 * _BITS,
+            )
+            for b, d in ((4, 0.5), (8, 0.5), (16, 0.5), (64, 0.5), (64, 0.05), (256, 0.5))
         ),
+        *(
+            Case(
+                f"4096x4096 batch {b} keep .5 bf16, codes",
+                lambda b=b: _ticket_linear(_LARGE, b, 0.5, torch.bfloat16, "codes"),
+                8 * _BITS,
+            )
+            for b in (1, 16, 64, 128)
+        ),
+        Case("4096x4096 batch 64 keep .5", lambda: _ticket_linear(_LARGE, 64, 0.5), 4 * _BITS),
+        Case("4096x4096 batch 64 keep .5, dX", lambda: _ticket_grad(_LARGE, 64, 0.5), 4 * _BITS),
     ],
     "popup_linear": [
-        Case("step 2048x2048 batch 128 keep .5", lambda: _popup_linear(_SQUARE, 128, 0.5), 16 * _N),
-        Case(
-            "step 512x4608 batch 128 keep .3", lambda: _popup_linear(_FC, 128, 0.3), 16 * 512 * 4608
+        *(
+            Case(
+                f"step {o}x{k} batch {b} keep {d}{', seed' if seeded else ''}",
+                lambda o=o, k=k, b=b, d=d, seeded=seeded: _popup_linear((o, k), b, d, seeded),
+                16 * o * k,
+            )
+            for o, k, b, d in (
+                (*_SQUARE, 64, 0.5),
+                (*_SQUARE, 128, 0.5),
+                (*_SQUARE, 256, 0.5),
+                (*_FC, 128, 0.3),
+                (*_LARGE, 256, 0.5),
+            )
+            for seeded in (False, True)
         ),
         Case(
             "LeNet-300-100 whole step batch 128",
             lambda: _search_step("lenet300", (1, 28, 28), 128),
             16 * 266200,
         ),
+    ],
+    "gather_live": [Case("2048x2048 keep .1", lambda: _live(_SQUARE, 0.1, False), _BITS + _N)],
+    "scatter_live": [Case("2048x2048 keep .1", lambda: _live(_SQUARE, 0.1, True), _BITS + 4 * _N)],
+    "sparse_pattern": [
+        Case(
+            f"2048x2048 keep .1{', transposed' if t else ''}",
+            lambda t=t: _sparse_pattern(_SQUARE, 0.1, t),
+            _BITS + _N // 5,
+        )
+        for t in (False, True)
+    ],
+    "sparse_linear": [
+        *(
+            Case(
+                f"2048x2048 batch {b} keep {d}",
+                lambda b=b, d=d: _sparse_linear(_SQUARE, b, d),
+                int(6 * d * _N),
+            )
+            for b in (1, 16, 64, 256)
+            for d in _DENSITIES
+        ),
+        *(
+            Case(
+                f"2048x2048 batch 256 keep {d}, resident",
+                lambda d=d: _sparse_linear(_SQUARE, 256, d, resident=True),
+                int(6 * d * _N),
+            )
+            for d in _DENSITIES
+        ),
+        *(
+            Case(
+                f"2048x2048 batch {b} keep .1, op alone",
+                lambda b=b: _sparse_linear(_SQUARE, b, 0.1, module=False),
+                int(0.6 * _N),
+            )
+            for b in (1, 16)
+        ),
+        *(
+            Case(
+                f"2048x2048 batch {b} keep .1 bf16",
+                lambda b=b: _sparse_linear(_SQUARE, b, 0.1, torch.bfloat16),
+                int(0.4 * _N),
+            )
+            for b in (1, 256)
+        ),
+        *(
+            Case(
+                f"step 2048x2048 batch 256 keep {d}",
+                lambda d=d: _sparse_step(_SQUARE, 256, d),
+                int(18 * d * _N),
+            )
+            for d in _DENSITIES
+        ),
+    ],
+    "sparse_linear_dx": [
+        Case(
+            f"2048x2048 batch 256 keep {d}",
+            lambda d=d: _sparse_backward(_SQUARE, 256, d, "dx"),
+            int(10 * d * _N),
+        )
+        for d in (0.2, 0.05)
+    ],
+    "sparse_linear_dw": [
+        Case(
+            f"2048x2048 batch 256 keep {d}",
+            lambda d=d: _sparse_backward(_SQUARE, 256, d, "dw"),
+            int(6 * d * _N),
+        )
+        for d in (0.2, 0.05)
+    ],
+    "popup_linear_ds": [
+        Case("2048x2048 batch 128", lambda: _popup_linear_ds(_SQUARE, 128), 12 * _N)
     ],
     "masked_conv2d": [
         Case(
@@ -436,6 +677,15 @@ CASES: dict[str, list[Case]] = {
 }
 
 SWEEPS: list[Sweep] = [
+    *(
+        Sweep(
+            f"sparse_linear 2048x2048 batch {b} {name}",
+            lambda d, b=b, t=t: _sparse_linear(_SQUARE, b, d, t),
+            (1.0, 0.8, 0.6, 0.4, 0.2),
+        )
+        for name, t in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for b in (1, 2, 4, 16, 64, 256)
+    ),
     *(
         Sweep(f"{op} 2048x2048 batch {b} {name}", lambda d, f=f, b=b, t=t: f(_SQUARE, b, d, t))
         for op, f in (("masked_linear", _masked_linear), ("ticket_linear", _ticket_linear))

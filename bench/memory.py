@@ -41,13 +41,15 @@ def memory_rows() -> list[MemoryRow]:
         dense = _bytes(_weight_tensors(model))
         st.sparsify_(model, st.EdgePopup(density=0.3))
         scored = _bytes(_weight_tensors(model))
-        ticket = copy.deepcopy(model)
+        ticket, coded = copy.deepcopy(model), copy.deepcopy(model)
         st.to_form_(ticket, "ticket")
+        st.to_form_(coded, "ticket", codes=True)
         for form, size in (
             ("dense fp32", dense),
             ("dense bf16", dense // 2),
             ("scored (search)", scored),
             ("ticket", _bytes(_weight_tensors(ticket))),
+            ("ticket, codes", _bytes(_weight_tensors(coded))),
         ):
             rows.append(MemoryRow(name, form, size, round(dense / size, 2)))
     return rows

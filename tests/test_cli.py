@@ -149,6 +149,7 @@ def test_finished_run_is_kept_unless_overwritten(finished, tmp_path, capsys):
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     # refused arguments come before the old results go
     assert "known: mlp" in failure(capsys, *arguments, "--overwrite", "--model", "vgg")
+    assert "device: got 'gpu'" in failure(capsys, *arguments, "--overwrite", "--device", "gpu")
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     assert main([*arguments, "--overwrite", "--seed", "1"]) == 0
     assert json.loads((out / "report.json").read_text())["seed"] == 1
@@ -167,8 +168,13 @@ def test_interrupted_search_continues_when_run_again(finished, tmp_path, monkeyp
         patch.setattr(loop, "write_logs", interrupt)
         assert main(["search", "--out", str(out), *FAST]) == 130
     assert (out / "checkpoint.pt").exists() and not (out / "report.json").exists()
+    before = {file: file.read_bytes() for file in out.iterdir()}
     message = failure(capsys, "search", "--out", out, *FAST, "--density", "0.4")
     assert "belongs to another run, which differs in config" in message
+    # as many batches, but other examples
+    message = failure(capsys, "search", "--out", out, *FAST, "--val-fraction", "0.101")
+    assert "belongs to another run, which differs in extra" in message
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
     assert main(["search", "--out", str(out), *FAST]) == 0
     same = (finished / "ticket.safetensors").read_bytes()
     assert (out / "ticket.safetensors").read_bytes() == same
@@ -271,6 +277,9 @@ def test_bad_yaml(tmp_path, capsys, text, message):
         (["search", "--out", "OUT", "--scale", "fan"], "--scale: .*'fan'.*'dynamic'"),
         (["search", "--out", "OUT", "--lr", "nan"], "lr: got nan"),
         (["search", "--out", "OUT", "--threads", "0"], "threads: got 0"),
+        (["search", "--out", "OUT", "--workers", "-1"], "workers: got -1"),
+        (["search", "--out", "OUT", "--device", "gpu"], "device: got 'gpu'"),
+        (["search", "--out", "OUT", "--device", "cuda:99"], "device: got 'cuda:99'"),
         (["search", "--out", "OUT", "--batch-size", "0"], "batch_size: got 0"),
         (["search", "--out", "OUT", "--val-fraction", "1"], "val_fraction: got 1"),
         (["search", "--out", "OUT", "--seed", "-1"], "seed: got -1"),
@@ -337,6 +346,12 @@ def test_eval_for_people(finished, capsys):
     report = json.loads((finished / "report.json").read_text())
     correct = round(360 * report["test_accuracy"])
     assert f"({correct} of 360), mlp on digits" in capsys.readouterr().out
+
+
+def test_eval_refuses_bad_options(finished, capsys):
+    ticket = finished / "ticket.safetensors"
+    assert "batch_size: got 0" in failure(capsys, "eval", ticket, "--batch-size", "0")
+    assert "device: got 'gpu'" in failure(capsys, "eval", ticket, "--device", "gpu")
 
 
 def test_eval_refuses_what_it_cannot_know(tmp_path, capsys):

@@ -35,23 +35,8 @@ void masked_linear(py::object x, py::object weight, py::object words, py::object
   kernels().masked_linear(l.x, w, l.words, l.bias, l.y, l.dtype, l.batch, l.rows, l.k, nthreads);
 }
 
-void ticket_linear(py::object x, py::object words, py::object signs, py::object bias, py::object y,
-                   float sigma, uint32_t key, uint32_t high, int nthreads) {
-  const Tensor tx(x, "x"), tm(words, "words"), ty(y, "y");
-  const auto ts = maybe(signs, "signs");
-  const Linear l = linear_of(tx, tm, maybe(bias, "bias"), ty);
-  if (ts) ts->of(kInt, 32).sized(tm.size());
-  checked_threads(nthreads);
-  py::gil_scoped_release release;
-  kernels().ticket_linear(l.x, l.words, optional_data<uint32_t>(ts), l.bias, l.y, l.dtype, l.batch,
-                          l.rows, l.k, sigma, key, high, nthreads);
-}
-
 }  // namespace
 
-void bind_linear(py::module_& m) {
-  m.def("masked_linear", &masked_linear);
-  m.def("ticket_linear", &ticket_linear);
-}
+void bind_linear(py::module_& m) { m.def("masked_linear", &masked_linear); }
 
 }  // namespace st

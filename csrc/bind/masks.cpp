@@ -70,11 +70,12 @@ int64_t rice_encode(py::object words, int64_t k, int parameter, py::object paylo
   if (k < 0 || w.size() != rows * row_words(k)) w.fail("does not fit k");
   uint8_t* out = p ? p->bytes() : nullptr;
   py::gil_scoped_release release;
-  if (out && p->size() < (kernels().rice_encode(in, rows, k, parameter, nullptr) + 7) / 8) {
+  const int64_t bits = kernels().rice_encode(in, rows, k, parameter, out, p ? p->size() : 0);
+  if (bits < 0) {
     py::gil_scoped_acquire acquire;
     p->fail("is too short");
   }
-  return kernels().rice_encode(in, rows, k, parameter, out);
+  return bits;
 }
 
 bool rice_decode(py::object payload, py::object words, int64_t k, int64_t kept, int parameter) {

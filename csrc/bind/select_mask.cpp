@@ -1,92 +1,96 @@
-#include <memory>
-#include <tuple>
-
-#include "bind.h"
+#include "select_scratch.h"
 
 namespace st {
-namespace {
-
-struct ScoreList {
-  std::vector<Scores> scores;
-  std::vector<std::unique_ptr<uint8_t[]>> eligible;  // expanded `within` masks
-  std::vector<int64_t> candidates;
-};
-
-using LayoutTuple = std::tuple<int64_t, int64_t, int64_t, bool>;
 
 ScoreList score_list(const std::vector<py::object>& scores, const std::vector<LayoutTuple>& layouts,
-                     const std::vector<py::object>& words,
-                     const std::optional<std::vector<py::object>>& within, int nthreads) {
+                     const std::vector<py::object>& words, const std::vector<py::object>& within,
+                     int nthreads) {
   if (layouts.size() != scores.size() || words.size() != scores.size() ||
-      (within && within->size() != scores.size()))
-    throw py::value_error("sparseticket._C: select_mask: lists differ in length");
+      (!within.empty() && within.size() != scores.size()))
+    throw py::value_error("sparseticket._C: scores: lists differ in length");
   ScoreList list;
   for (size_t i = 0; i < scores.size(); ++i) {
     const auto [rows, channels, taps, canonical] = layouts[i];
     const Layout layout = layout_of(rows, channels, taps);
     const Tensor s(scores[i], "scores"), w(words[i], "words");
-    const int64_t n = rows * columns_of(layout);
-    Scores entry{s.sized(n).floats(),
-                 nullptr,
-                 nullptr,
-                 w.sized(rows * row_words(layout)).words(),
-                 layout,
-                 canonical};
+    const int64_t n = rows * columns_of(layout), bits = rows * row_words(layout);
+    Scores entry{s.sized(n).floats(), nullptr, w.sized(bits).words(), layout, canonical};
     list.candidates.push_back(n);
-    if (within) {
-      const Tensor mask((*within)[i], "within");
-      entry.within = mask.sized(rows * row_words(layout)).words();
-      list.eligible.emplace_back(new uint8_t[static_cast<size_t>(n)]);
-      entry.eligible = list.eligible.back().get();
-      const Layout memory = canonical ? Layout{rows, channels * taps, 1} : layout;
-      kernels().unpack_mask(entry.within, list.eligible.back().get(), memory, nthreads);
+    if (!within.empty()) {
+      entry.within = Tensor(within[i], "within").sized(bits).words();
       list.candidates.back() =
-          kernels().mask_count(entry.within, entry.within, w.size(), false, nthreads);
+          kernels().mask_count(entry.within, entry.within, bits, false, nthreads);
     }
     list.scores.push_back(entry);
   }
   return list;
 }
 
-void select_mask(const std::vector<py::object>& scores, const std::vector<LayoutTuple>& layouts,
-                 const std::vector<py::object>& words,
-                 const std::optional<std::vector<py::object>>& within,
-                 const std::vector<int64_t>& kept, bool abs, bool global, py::object hints,
-                 py::object state, int nthreads) {
-  checked_threads(nthreads);
-  ScoreList list = score_list(scores, layouts, words, within, nthreads);
-  const size_t groups = global ? 1 : list.scores.size();
-  const Tensor out(state, "state");
-  const auto hint = maybe(hints, "hints");
-  uint32_t* results = out.sized(static_cast<int64_t>(2 * groups)).words();
-  const uint32_t* hinted = hint ? hint->sized(static_cast<int64_t>(2 * groups)).words() : nullptr;
-  if (kept.size() != groups) throw py::value_error("sparseticket._C: kept: one count per group");
-  for (size_t g = 0; g < groups; ++g) {
-    int64_t eligible = 0;
-    for (size_t i = global ? 0 : g; i < (global ? list.scores.size() : g + 1); ++i)
-      eligible += list.candidates[i];
-    if (kept[g] < 0 || kept[g] > eligible)
-      throw py::value_error("sparseticket._C: kept: need 0 to the number of candidates");
-  }
-
-  py::gil_scoped_release release;
-  const auto samples = std::make_unique<uint32_t[]>(kSelectSamples);
-  for (size_t g = 0; g < groups; ++g) {
-    const size_t first = global ? 0 : g, count = global ? list.scores.size() : 1;
+std::vector<ScoreGroup> score_groups(const ScoreList& list, bool global, int nthreads) {
+  std::vector<ScoreGroup> groups;
+  const size_t n = list.scores.size(), size = global ? n : 1;
+  for (size_t first = 0; first < n || (global && groups.empty()); first += size ? size : 1) {
     int64_t eligible = 0, total = 0;
-    for (size_t i = first; i < first + count; ++i) {
+    for (size_t i = first; i < first + size; ++i) {
       eligible += list.candidates[i];
       total += list.scores[i].layout.rows * columns_of(list.scores[i].layout);
     }
-    const int threads = threads_for(total, nthreads);
-    const int64_t capacity = total / 8 + 65536 * threads;
-    const std::unique_ptr<uint32_t[]> candidates(new uint32_t[static_cast<size_t>(capacity)]);
-    const std::unique_ptr<int64_t[]> counts(
-        new int64_t[static_cast<size_t>(kSelectBins * threads)]);
-    const SelectScratch scratch{samples.get(), candidates.get(), capacity, counts.get()};
-    const Selection selection =
-        kernels().select_mask(list.scores.data() + first, static_cast<int64_t>(count), eligible,
-                              kept[g], abs, hinted ? hinted[2 * g] : 0, scratch, threads);
+    groups.push_back({first, size, eligible, threads_for(total, nthreads)});
+  }
+  return groups;
+}
+
+void check_kept(const std::vector<int64_t>& kept, const std::vector<ScoreGroup>& groups) {
+  if (kept.size() != groups.size())
+    throw py::value_error("sparseticket._C: kept: one count per group");
+  for (size_t g = 0; g < groups.size(); ++g)
+    if (kept[g] < 0 || kept[g] > groups[g].eligible)
+      throw py::value_error("sparseticket._C: kept: need 0 to the number of candidates");
+}
+
+SelectMemory::SelectMemory(const ScoreList& list, const ScoreGroup& group) {
+  int64_t units = 0, longest = 0;
+  for (size_t i = group.first; i < group.first + group.count; ++i) {
+    const Layout& layout = list.scores[i].layout;
+    units += layout.rows * row_words(layout) / 2;
+    if (layout.taps > 1 && row_words(layout) > longest) longest = row_words(layout);
+  }
+  // A thread's share of the keys or, of a long list, a sixteenth of all of them.
+  const int64_t share = (units / group.threads + 1) * 64, part = units * 4 + 65536;
+  const int64_t room = share < part ? share : part;
+  const auto sized = [](int64_t n) { return static_cast<size_t>(n); };
+  samples_.reset(new int32_t[sized(2 * kSelectSamples)]);
+  keys_.reset(new int32_t[sized((room + kSelectSlack) * group.threads)]);
+  units_.reset(new SelectUnit[sized(units)]);
+  parts_.reset(new SelectPart[sized(group.threads)]);
+  counts_.reset(new int64_t[sized(kSelectBins * group.threads)]);
+  row_.reset(new uint32_t[sized(longest * group.threads)]);
+  scratch_ = {samples_.get(), keys_.get(), units_.get(), parts_.get(),
+              counts_.get(),  row_.get(),  room,         longest};
+}
+
+namespace {
+
+void select_mask(const std::vector<py::object>& scores, const std::vector<LayoutTuple>& layouts,
+                 const std::vector<py::object>& words, const std::vector<py::object>& within,
+                 const std::vector<int64_t>& kept, bool abs, bool global, py::object hints,
+                 py::object state, int nthreads) {
+  checked_threads(nthreads);
+  const ScoreList list = score_list(scores, layouts, words, within, nthreads);
+  const std::vector<ScoreGroup> groups = score_groups(list, global, nthreads);
+  const int64_t entries = static_cast<int64_t>(2 * groups.size());
+  const Tensor out(state, "state");
+  const auto hint = maybe(hints, "hints");
+  uint32_t* const results = out.sized(entries).words();
+  const uint32_t* const hinted = hint ? hint->sized(entries).words() : nullptr;
+  check_kept(kept, groups);
+  py::gil_scoped_release release;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const ScoreGroup& group = groups[g];
+    const SelectMemory memory(list, group);
+    const Selection selection = kernels().select_mask(
+        list.scores.data() + group.first, static_cast<int64_t>(group.count), group.eligible,
+        kept[g], abs, hinted ? hinted[2 * g] : 0, memory.scratch(), group.threads);
     results[2 * g] = selection.threshold;
     results[2 * g + 1] = selection.nan;
   }

@@ -26,8 +26,9 @@ void regenerate(py::object out, py::object words, py::object table, int64_t rows
   if (t) t->of(kFloat, 32).sized(65536);
   checked_threads(nthreads);
   py::gil_scoped_release release;
+  std::vector<uint32_t> signs(dist == 0 ? nthreads * regenerate_sign_words(layout) : 0);
   kernels().regenerate(to, dtype, optional_data<uint32_t>(w), optional_data<float>(t), layout,
-                       static_cast<Dist>(dist), scale, key, high, nthreads);
+                       static_cast<Dist>(dist), scale, key, high, signs.data(), nthreads);
 }
 
 }  // namespace

@@ -31,17 +31,20 @@ inline uint32_t weight_bits(int64_t k, int64_t w) {
   const int64_t left = k - 32 * w;
   return left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
 }
+// Sizes of the codes of lookup.h: words [chunks of columns][rows].
+constexpr int64_t kCodeColumns = 16;
+inline int64_t code_chunks(int64_t k) { return (k + kCodeColumns - 1) / kCodeColumns; }
+inline int64_t code_rows(int64_t rows) { return (rows + 15) / 16 * 16; }
 // Threads worth waking for so many elements: a parallel region costs a few microseconds.
 inline int threads_for(int64_t elements, int nthreads) { return elements < 32768 ? 1 : nthreads; }
 inline int64_t row_words(const Layout& layout) { return row_words(columns_of(layout)); }
 }  // namespace
 
 // One score tensor in memory order. canonical: memory order is canonical order although taps > 1
-// (channels-last); ties are still ranked by torch's logical index. eligible: bytes in memory order,
-// or null for all.
+// (channels-last); ties are still ranked by torch's logical index. within: words of the only
+// positions allowed, or null for all.
 struct Scores {
   const float* data;
-  const uint8_t* eligible;
   const uint32_t* within;
   uint32_t* words;
   Layout layout;
@@ -53,19 +56,56 @@ struct Selection {
   bool nan;            // a NaN was seen: the masks mean nothing
 };
 
-struct SelectScratch {
-  uint32_t* samples;     // kSelectSamples
-  uint32_t* candidates;  // capacity entries, split evenly over the threads
-  int64_t capacity;
-  int64_t* counts;  // kSelectBins * nthreads
+// Two words of a mask and their bits that the first pass could not decide.
+struct SelectUnit {
+  uint32_t* words;
+  uint64_t candidates;
 };
-constexpr int64_t kSelectSamples = 16384;
+struct SelectPart {  // one thread's share of a pass
+  int64_t above, inside, units;
+  bool nan, overflow;
+  uint32_t* refused;
+};
+struct SelectScratch {
+  int32_t* samples;   // 2 * kSelectSamples
+  int32_t* keys;      // (room + kSelectSlack) * nthreads
+  SelectUnit* units;  // one for every two words of the masks
+  SelectPart* parts;  // nthreads
+  int64_t* counts;    // kSelectBins * nthreads
+  uint32_t* row;      // row_words * nthreads
+  int64_t room, row_words;
+};
+constexpr int64_t kSelectSamples = 65536;
 constexpr int64_t kSelectBins = 2048;
+constexpr int64_t kSelectSlack = 96;  // keys written or read past the room
+
+// What popup_step reads and writes beside a Scores: gradients, first and second moments in the
+// scores' memory order. signs: the weights' signs, null if the gradients are those of the scores.
+struct ScoreState {
+  float* scores;
+  const float* grads;
+  float *momentum, *variance;
+  const uint32_t* signs;
+  float sigma;
+};
+struct ScoreRule {
+  bool adam, nesterov;
+  // Of SGD: lr, momentum, decay. Of AdamW: decay = 1 - lr * weight decay, lr = the bias-corrected
+  // step, root = sqrt(1 - beta2^step).
+  float lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
+};
+
+constexpr int64_t kLookupRows = 2048;  // outputs summed at a time: 128 KiB for 16 batch rows
 
 struct Conv {
   int64_t batch, channels, height, width;  // input
   int64_t outputs, out_height, out_width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;
+};
+// A batch of [groups][samples][features], or, inner, of [groups][features][samples].
+struct Batch {
+  int64_t groups, samples;
+  bool inner;
 };
 struct Tap {
   int64_t offset;
@@ -94,13 +134,16 @@ struct Tap {
   X(void, regenerate,                                                                              \
     (void* ST_RESTRICT out, Dtype dtype, const uint32_t* ST_RESTRICT words,                        \
      const float* ST_RESTRICT table, Layout layout, Dist dist, float scale, uint32_t key,          \
-     uint32_t high, int nthreads))                                                                 \
+     uint32_t high, uint32_t* ST_RESTRICT signs, int nthreads))                                    \
   X(Selection, select_mask,                                                                        \
     (const Scores* ST_RESTRICT scores, int64_t count, int64_t eligible, int64_t kept, bool abs,    \
      uint32_t hint, SelectScratch scratch, int nthreads))                                          \
+  X(Selection, popup_step,                                                                         \
+    (const Scores* ST_RESTRICT scores, const ScoreState* ST_RESTRICT states, int64_t count,        \
+     ScoreRule rule, int64_t kept, bool abs, uint32_t hint, SelectScratch scratch, int nthreads))  \
   X(int64_t, rice_encode,                                                                          \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int parameter,                    \
-     uint8_t* ST_RESTRICT payload))                                                                \
+     uint8_t* ST_RESTRICT payload, int64_t capacity))                                              \
   X(bool, rice_decode,                                                                             \
     (const uint8_t* ST_RESTRICT payload, int64_t bytes, uint32_t* ST_RESTRICT words, int64_t rows, \
      int64_t k, int64_t kept, int parameter))                                                      \
@@ -108,11 +151,40 @@ struct Tap {
     (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
      const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
      int64_t k, int nthreads))                                                                     \
+  X(void, ticket_codes,                                                                            \
+    (const uint32_t* ST_RESTRICT words, const uint32_t* ST_RESTRICT signs,                         \
+     uint32_t* ST_RESTRICT codes, int64_t rows, int64_t k, bool transposed, uint32_t key,          \
+     uint32_t high, int nthreads))                                                                 \
   X(void, ticket_linear,                                                                           \
     (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                 \
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
      Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma, uint32_t key,               \
-     uint32_t high, int nthreads))                                                                 \
+     uint32_t high, float* ST_RESTRICT tables, int nthreads))                                      \
+  X(void, lookup_linear,                                                                           \
+    (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT codes, const void* ST_RESTRICT bias,   \
+     void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows, int64_t k, float sigma,        \
+     float* ST_RESTRICT sums, int nthreads))                                                       \
+  X(void, popup_linear_ds,                                                                         \
+    (float* ST_RESTRICT grad, const float* ST_RESTRICT scores, int64_t rows, int64_t k, bool abs,  \
+     float sigma, uint32_t key, uint32_t high, int nthreads))                                      \
+  X(void, sparse_pattern,                                                                          \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t kept, bool transposed,    \
+     uint32_t* ST_RESTRICT pattern, int32_t* ST_RESTRICT places))                                  \
+  X(void, sparse_linear,                                                                           \
+    (const uint32_t* ST_RESTRICT pattern, const void* ST_RESTRICT values,                          \
+     const void* ST_RESTRICT x, const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype,    \
+     Batch batch, float* ST_RESTRICT scratch, int nthreads))                                       \
+  X(void, sparse_linear_dw,                                                                        \
+    (const uint32_t* ST_RESTRICT pattern, const void* ST_RESTRICT grad, const void* ST_RESTRICT x, \
+     void* ST_RESTRICT out, Dtype dtype, Batch batch, float* ST_RESTRICT scratch, int nthreads))   \
+  X(void, live_starts,                                                                             \
+    (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t* ST_RESTRICT starts))     \
+  X(void, gather_live,                                                                             \
+    (const void* ST_RESTRICT dense, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT values,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
+  X(void, scatter_live,                                                                            \
+    (const void* ST_RESTRICT values, const uint32_t* ST_RESTRICT words, void* ST_RESTRICT dense,   \
+     const int64_t* ST_RESTRICT starts, int64_t item_bytes, Layout layout, int nthreads))          \
   X(void, masked_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
      const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
@@ -152,12 +224,20 @@ const Kernels& table();
 #endif
 
 namespace {
+// uint32 words of `signs` that regenerate needs for each thread.
+inline int64_t regenerate_sign_words(const Layout& layout) {
+  return row_words(layout) > 1024 ? row_words(layout) : 1024;
+}
 // Floats of `planes` that the direct convolutions need: zero-padded input planes plus slack for
 // whole-vector reads past the last pixel.
 inline int64_t conv_planes_floats(const Conv& c) {
   const int64_t rows = c.height + 2 * c.pad_h, columns = c.width + 2 * c.pad_w;
   return c.batch * c.channels * rows * columns + 16 * c.stride_w + 16;
 }
+// Floats of `tables` that ticket_linear needs: at most 128 a word of a row, whole blocks of words.
+inline int64_t ticket_tables_floats(int64_t k) { return (row_words(k) + 15) / 16 * 16 * 128; }
+// Floats of `sums` that lookup_linear needs.
+inline int64_t lookup_sums_floats(int nthreads) { return nthreads * 16 * kLookupRows; }
 }  // namespace
 
 }  // namespace st

@@ -64,6 +64,7 @@ inline void store_first(Vec a, float* p, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
 }
 inline Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline Vec keep(Vec a, uint32_t bits) {
   return {_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a.v)};
@@ -126,6 +127,7 @@ inline void store_first(Vec a, float* p, int64_t n) {
   _mm256_maskstore_ps(p + 8, lane_mask(bits >> 8), a.hi);
 }
 inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline Vec fma(Vec a, Vec b, Vec c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -190,6 +192,10 @@ inline void store_first(Vec a, float* p, int64_t n) {
 }
 inline Vec add(Vec a, Vec b) {
   for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  return a;
+}
+inline Vec sub(Vec a, Vec b) {
+  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
   return a;
 }
 inline Vec fma(Vec a, Vec b, Vec c) {

@@ -264,9 +264,9 @@ def _signature(module: nn.Module) -> dict[str, Any]:
 
 
 def _regenerable_mask(name: str, module: nn.Module) -> PackedMask:
-    if module.form == "masked":
+    if module.form in ("masked", "compressed"):
         raise TicketError(
-            f"{name}: form 'masked' has weights of its own, a ticket stores none; "
+            f"{name}: form {module.form!r} has weights of its own, a ticket stores none; "
             "to_form('ticket') converts it if they are still those of its seed"
         )
     if module.mask_words.is_meta:

@@ -40,7 +40,9 @@ __all__ = [
     "update_masks",
 ]
 
-FORMS = ("masked", "scored", "ticket")
+FORMS = ("masked", "scored", "ticket", "compressed")
+_TRAINED = ("masked", "compressed")  # forms whose weights are trained
+_DENSE = ("masked", "scored")  # forms that hold a dense weight
 _CHOICES = {
     "form": FORMS,
     "weights": (None, *DISTRIBUTIONS),
@@ -106,7 +108,9 @@ def _selection_groups(modules: Iterable[SparseModule]) -> dict[tuple, list[Spars
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
-    """Run :func:`update_masks` after every ``optimizer.step()``; returns the handle to undo it.
+    """Run :func:`update_masks` now and after every ``optimizer.step()``; returns the handle to
+    undo the latter. Now, because what stands between conversion and training may write the scores:
+    DistributedDataParallel broadcasts them.
 
     The surest way: a forward pass on stale masks raises, but it cannot see the steps of optimizers
     with ``fused=True``, which write the scores without counting a new version of the tensor.
@@ -118,6 +122,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.ho
             "attach: optimizer: it holds no scores of this model; convert the model first, then "
             "build the optimizer from its parameters that require gradients"
         )
+    update_masks(model)
     return optimizer.register_step_post_hook(lambda *_: update_masks(model))
 
 
@@ -146,17 +151,20 @@ def refusal(module: nn.Module, base: type[nn.Module]) -> str | None:
 class Options:
     """Keyword arguments of every sparse module besides ``mask``, ``seed`` and ``layer``.
 
-    form: ``masked`` (trainable weights), ``scored`` (frozen random weights, trainable scores) or
-        ``ticket`` (seed and mask only, for inference).
+    form: ``masked`` (trainable weights), ``scored`` (frozen random weights, trainable scores),
+        ``ticket`` (seed and mask only, for inference) or ``compressed`` (trainable ``values`` of
+        the live positions only, under a mask that does not change).
     density: kept fraction, in [0, 1].
     weights: ``signed_constant``, ``uniform`` or ``normal``, drawn from the seed with the Kaiming
-        fan-in deviation; None is torch's own initialisation (``masked`` only, its default).
+        fan-in deviation; None is torch's own initialisation (``masked`` and ``compressed`` only,
+        their default).
     scale: divide that deviation by sqrt of ``density``, of the layer's own density (``dynamic``,
         followed by update_masks), or by nothing (``none``).
     scope, transform, min_keep_per_layer: how ``scored`` selects, see select_mask.
     score_init: ``uniform`` in +-1/sqrt(fan_in), or ``normal`` with deviation sqrt(2/fan_in).
     keep_bias: ``scored`` and ``ticket`` keep a bias (trainable in ``scored``) instead of zeros.
-    codes: ``ticket`` keeps its sign words: one more bit per weight, less work per call.
+    codes: ``ticket`` keeps what its kernels would make of mask and seed at every call: lookup
+        codes, two more bits per weight (linear), or sign words, one more (convolutions).
     """
 
     form: str = "masked"
@@ -189,7 +197,7 @@ class Options:
                     f"{field.name}={getattr(self, field.name)!r} means nothing in form "
                     f"{self.form!r}; it belongs to {' and '.join(forms)}"
                 )
-        if self.weights is None and self.form != "masked":
+        if self.weights is None and self.form not in _TRAINED:
             object.__setattr__(self, "weights", "signed_constant")
         if self.weights is None and self.scale != "none":
             raise ValueError(
@@ -249,13 +257,15 @@ def _parameter(values: torch.Tensor, requires_grad: bool) -> nn.Parameter:
 class SparseModule(nn.Module):
     """Mixin before nn.Linear or nn.Conv2d; see :class:`Options` for the keyword arguments.
 
-    state_dict keys: ``weight`` (not in ticket form), ``bias``, ``scores`` (scored), ``mask_words``
-    (int32, see PackedMask) and ``seed`` (see WeightRecipe.to_tensor; absent if the weights came
-    from no seed). A dense checkpoint loads strictly into ``masked`` and keeps the mask.
+    state_dict keys: ``weight`` (masked, scored), ``bias``, ``scores`` (scored), ``values``
+    (compressed: 1-D, in row-major order of the live [O, K] positions), ``mask_words`` (int32, see
+    PackedMask) and ``seed`` (see WeightRecipe.to_tensor; absent if the weights came from no seed).
+    A dense checkpoint loads strictly into ``masked`` and keeps the mask.
     Saving raises RuntimeError while the mask is not yet that of the scores.
 
-    ``weight`` of a ticket is made anew, masked, at every access: a copy, writing to it changes
-    nothing.
+    ``weight`` of a ticket or compressed module is made anew, masked, at every access: a copy,
+    writing to it changes nothing. ``compressed`` also has two buffers that are derived from the
+    mask and not saved, ``pattern`` and, from its first eager training forward on, ``transposed``.
     """
 
     _BASE: ClassVar[type[nn.Module]]
@@ -281,7 +291,7 @@ class SparseModule(nn.Module):
         options["density"] = 1.0 if density is None else density
         options = _options(type(self).__name__, options)
         device = torch.get_default_device() if device is None else torch.device(device)
-        own_init = options.form == "masked" or options.keep_bias
+        own_init = options.form in _TRAINED or options.keep_bias
         like = make(device=device if own_init else "meta")
         if mask is not None:
             mask, options = _given_mask(mask, density, options, like.weight.shape)
@@ -301,24 +311,24 @@ class SparseModule(nn.Module):
     ) -> Self:
         """A new sparse module like ``module``, on its device, in its dtype and training mode.
 
-        ``masked`` copies the weights and keeps ``mask``, or the largest magnitudes at ``density``,
-        or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and ``layer``, and a
-        zero bias unless ``keep_bias``. TypeError for anything but a plain ``nn.Linear`` /
-        ``nn.Conv2d``.
+        ``masked`` and ``compressed`` copy the weights and keep ``mask``, or the largest magnitudes
+        at ``density``, or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and
+        ``layer``, and a zero bias unless ``keep_bias``. TypeError for anything but a plain
+        ``nn.Linear`` / ``nn.Conv2d``.
         """
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
         options |= {"form": form, "density": 1.0 if density is None else density}
         options = _options(f"{cls.__name__}.from_dense", options)
-        if form == "masked" and options.weights is not None:
+        if form in _TRAINED and options.weights is not None:
             raise ValueError(
-                f"{cls.__name__}.from_dense: weights={options.weights!r}: form='masked' keeps the "
-                "module's weights"
+                f"{cls.__name__}.from_dense: weights={options.weights!r}: form={form!r} keeps "
+                "the module's weights"
             )
         weight = module.weight.detach()
         if mask is not None:
             mask, options = _given_mask(mask, density, options, weight.shape)
-        elif form == "masked":
+        elif form in _TRAINED:
             ranked = weight.float() if weight.dtype == torch.float64 else weight
             mask = select_mask(ranked, density=options.density)
         self = cls.__new__(cls)
@@ -348,9 +358,9 @@ class SparseModule(nn.Module):
             recipe = _recipe(options, seed, layer, mask)
             if options.form != "ticket":
                 drawn = _laid_out_like(like.weight, recipe.weight(shape, dtype, device))
-                weight = _parameter(drawn, options.form == "masked")
+                weight = _parameter(drawn, options.form in _TRAINED)
         if bias is not None:
-            kept = options.form == "masked" or options.keep_bias
+            kept = options.form in _TRAINED or options.keep_bias
             learned = kept and options.form != "ticket" and bias.requires_grad
             bias = _parameter(bias if kept else torch.zeros_like(bias, device=device), learned)
         self._assemble(like, options, recipe, mask.to(device), scores, weight, bias, dtype)
@@ -365,30 +375,50 @@ class SparseModule(nn.Module):
         if options.form == "ticket":
             # Carries dtype and device through to(); a ticket may own no other float tensor.
             self.register_buffer("_like", mask.words.new_empty(0, dtype=dtype), persistent=False)
+        elif options.form == "compressed":
+            live = ops.gather_live(weight.detach(), mask.words, mask.kept)
+            self.register_parameter("values", nn.Parameter(live, weight.requires_grad))
         else:
             self.register_parameter("weight", weight)
         self.register_parameter("bias", bias)
         if options.form == "scored":
             self.scores = nn.Parameter(scores)
         self.register_buffer("mask_words", mask.words.clone())
-        signs = self._signs() if options.codes else None
-        self.register_buffer("sign_words", signs, persistent=False)
+        self.register_buffer("codes", self._derived() if options.codes else None, persistent=False)
+        if options.form == "compressed":
+            self._set_pattern()
         self._set_fresh(True)
+        self._set_drawn(True)
 
-    def _signs(self) -> torch.Tensor:
-        seed, layer, *_ = self.recipe.arguments()
-        return ops.sign_words(seed, layer, self.weight_shape, device=self._like.device)
+    def _derived(self) -> torch.Tensor:
+        """What ``codes=True`` keeps, from the mask and the seed."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise again: torch's own way, or weights, scores and selection from the seed."""
         if self.recipe is None:
-            return super().reset_parameters()
-        if self.form != "ticket":
-            self.weight.copy_(self._full_weight())
+            return self._reset_as_torch()
+        if self.form == "compressed":
+            self.values.copy_(self._live(self._full_weight()))
+        elif self.form != "ticket":
+            self._draw_weight()
         if self.form == "scored":
             self.scores.copy_(self._new_scores(self.options, None))
             reselect([self])
+
+    def _reset_as_torch(self) -> None:
+        if self.form != "compressed":
+            return super().reset_parameters()
+        dense = self.to_dense()
+        dense.reset_parameters()
+        self.values.copy_(self._live(dense.weight))
+        if self.bias is not None:
+            self.bias.copy_(dense.bias)
+
+    def _live(self, dense: torch.Tensor) -> torch.Tensor:
+        """What of ``dense`` is live, as ``values`` hold it."""
+        return ops.gather_live(dense, self.mask_words, self.values.numel())
 
     def _new_scores(self, options: Options, mask: PackedMask | None) -> torch.Tensor:
         seed, layer = self.recipe.seed, self.recipe.layer
@@ -398,14 +428,20 @@ class SparseModule(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_fresh()
+        if self.form == "compressed" and not torch.compiler.is_compiling():
+            self._derive(x)
         return self._OPS[self.form](*self._arguments(x))
 
     def _arguments(self, x: torch.Tensor) -> tuple:
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
-        weight = None if self.form == "ticket" else self.weight
+        weight = self.values if self.form == "compressed" else None
+        if self.form in _DENSE:
+            weight = self.weight
         bias, words = self.bias, self.mask_words
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
+        if self.form == "scored" and self._takes_seed and self._is_drawn():
+            weight = None  # the op makes it from the recipe
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             x = x.to(dtype)
@@ -417,25 +453,44 @@ class SparseModule(nn.Module):
             )
         if self.form == "masked":
             return x, weight, words, bias, *geometry
-        if self.form == "scored":  # the weight is given, so the recipe's numbers go unread
-            return (
-                x,
-                weight,
-                self.scores,
-                words,
-                bias,
-                self.options.transform,
-                0,
-                0,
-                0.0,
-                *geometry,
-            )
-        shape = (self.weight_shape,) if geometry else ()
-        return x, words, bias, *self.recipe.arguments(), *shape, *geometry, self.sign_words
+        if self.form == "scored":
+            seed, layer, sigma = 0, 0, 0.0  # unread, and no reason to compile anew
+            if weight is None:
+                seed, layer, _, sigma = self.recipe.arguments()
+            transform = self.options.transform
+            return (x, weight, self.scores, words, bias, transform, seed, layer, sigma, *geometry)
+        if self.form == "compressed":
+            shape = (self.weight_shape,) if geometry else ()
+            return x, weight, words, bias, *shape, *geometry, self.pattern, self.transposed
+        return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
+
+    def _ticket_arguments(self, geometry: tuple) -> tuple:
+        """What the ticket op takes after the recipe."""
+        raise NotImplementedError
 
     def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """``x`` as the op wants it and the op's arguments after the tensors."""
         raise NotImplementedError
+
+    def _make_pattern(self, transposed: bool) -> torch.Tensor | None:
+        """The derived tensor that lists the mask's live positions for the kernels of the
+        ``compressed`` form, or, ``transposed``, for those of the input gradient; None for none."""
+        return None
+
+    def _set_pattern(self) -> None:
+        """Derive ``pattern`` from the mask; ``transposed`` waits for a training forward."""
+        known = not self.mask_words.is_meta
+        pattern = self._make_pattern(transposed=False) if known else None
+        self.register_buffer("pattern", pattern, persistent=False)
+        self.register_buffer("transposed", None, persistent=False)
+
+    def _derive(self, x: torch.Tensor) -> None:
+        """Eager: make what a move dropped, or what training needs for the first time."""
+        buffers = self._buffers  # of every call: attribute access would cost more than the tests
+        if buffers["pattern"] is None:
+            self.pattern = self._make_pattern(transposed=False)
+        if x.requires_grad and buffers["transposed"] is None and torch.is_grad_enabled():
+            self.transposed = self._make_pattern(transposed=True)
 
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
@@ -464,6 +519,8 @@ class SparseModule(nn.Module):
 
     @property
     def _anchor(self) -> torch.Tensor:
+        if self.form == "compressed":
+            return self.values
         return self._like if self.form == "ticket" else self.weight
 
     @property
@@ -483,14 +540,15 @@ class SparseModule(nn.Module):
         self.mask_words.copy_(mask.words)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "weight" and "options" in vars(self) and self.form == "ticket":
+        if name == "weight" and "options" in vars(self) and self.form not in _DENSE:
             return self._masked_weight()
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight" and "options" in vars(self) and self.form == "ticket":
+        if name == "weight" and "options" in vars(self) and self.form not in _DENSE:
+            holds = "seed and mask" if self.form == "ticket" else "values and mask"
             raise AttributeError(
-                f"{type(self).__name__}: weight: a ticket has seed and mask only; use "
+                f"{type(self).__name__}: weight: form {self.form!r} has {holds} only; use "
                 "to_form('masked') for a weight that can be set"
             )
         super().__setattr__(name, value)
@@ -498,8 +556,14 @@ class SparseModule(nn.Module):
     def _full_weight(self) -> torch.Tensor:
         return self.recipe.weight(self.weight_shape, self.dtype, self._anchor.device)
 
+    def _draw_weight(self) -> None:
+        self.weight.copy_(self._full_weight())
+        self._set_drawn(True)
+
     @torch.no_grad()
     def _masked_weight(self) -> torch.Tensor:
+        if self.form == "compressed":
+            return ops.scatter_live(self.values, self.mask_words, self.weight_shape)
         full = self._full_weight() if self.form == "ticket" else self.weight
         return ops.apply_mask(full, self.mask_words)
 
@@ -510,7 +574,7 @@ class SparseModule(nn.Module):
             recipe = self.recipe.scaled(self.mask.density)
             if recipe != self.recipe:
                 self.recipe = recipe
-                self.weight.copy_(self._full_weight())
+                self._draw_weight()
 
     def _is_fresh(self) -> bool:
         if self.form != "scored" or self.scores.is_inference():
@@ -520,6 +584,23 @@ class SparseModule(nn.Module):
     def _set_fresh(self, fresh: bool) -> None:
         if self.form == "scored":
             self._selected_at = _version(self.scores) if fresh else None
+
+    def _is_drawn(self) -> bool:
+        """Is the frozen weight still, bit for bit, what the recipe gives?"""
+        if torch.compiler.is_compiling():
+            return self._drawn_at is not None
+        return self._drawn_at is not None and self._drawn_at == _version(self.weight)
+
+    def _set_drawn(self, drawn: bool) -> None:
+        if self.form == "scored":
+            # float16 may have rounded sigma; every other dtype holds it
+            exact = drawn and self.recipe is not None and self.weight.dtype != torch.float16
+            self._drawn_at = _version(self.weight) if exact else None
+
+    @property
+    def _takes_seed(self) -> bool:
+        """Does this layer's popup op gain from the recipe in place of the weight?"""
+        return False
 
     def _check_fresh(self) -> None:
         if not torch.compiler.is_compiling() and not self._is_fresh():
@@ -532,14 +613,25 @@ class SparseModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Tensor versions do not survive a copy: a flag travels in place of the number.
-        return {**super().__getstate__(), "_selected_at": self._is_fresh()}
+        state = {**super().__getstate__(), "_selected_at": self._is_fresh()}
+        if self.form == "scored":
+            state["_drawn_at"] = self._is_drawn()
+        if self.form == "compressed":  # derived, and in a layout of this version of the library
+            derived = {"pattern": None, "transposed": None}
+            state["_buffers"] = {**state["_buffers"], **derived}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._set_fresh(self._selected_at)
+        if self.form == "scored":
+            self._set_drawn(self._drawn_at)
+        if self.form == "compressed":
+            self._set_pattern()
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         scores, fresh = self._parameters.get("scores"), self._is_fresh()
+        drawn = self.form == "scored" and self._is_drawn()
 
         def keep_dtype(t: torch.Tensor) -> torch.Tensor:
             moved = fn(t)
@@ -548,8 +640,12 @@ class SparseModule(nn.Module):
                 return moved
             return torch.empty_like(moved, dtype=t.dtype).copy_(t)
 
+        was_meta = self.mask_words.is_meta
         super()._apply(keep_dtype, recurse)
         self._set_fresh(fresh)
+        self._set_drawn(drawn)
+        if self.form == "compressed" and (was_meta or self.mask_words.is_meta):
+            self.pattern = self.transposed = None  # until a mask is loaded
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:
@@ -571,12 +667,17 @@ class SparseModule(nn.Module):
         seed, words = prefix + "seed", prefix + "mask_words"
         if seed in state_dict:
             self.recipe = WeightRecipe.from_tensor(state_dict[seed])
-            if self.sign_words is not None:
-                self.sign_words.copy_(self._signs())
+            if self.form == "scored":
+                known = not self.weight.is_meta
+                self._set_drawn(known and torch.equal(self.weight, self._full_weight()))
+        if self.codes is not None and (seed in state_dict or words in state_dict):
+            self.codes.copy_(self._derived())
         if seed in unexpected_keys:
             unexpected_keys.remove(seed)
-        if self.form == "masked":
-            if words in missing_keys:
+        if self.form == "compressed" and words in state_dict:
+            self._set_pattern()
+        if self.form in _TRAINED:
+            if words in missing_keys and self.form == "masked":
                 missing_keys.remove(words)
         elif strict and seed not in state_dict:
             missing_keys.append(seed)
@@ -600,12 +701,31 @@ class SparseModule(nn.Module):
                 check_packed(words, self.weight_shape, "mask_words")
             except ValueError as error:
                 yield str(error)
+        if self.form == "compressed":
+            yield from self._compressed_problems(state_dict, prefix)
         if self.form != "scored":
             return
         if (weight is None) != (seed is None):
             yield "weight, seed: frozen weights load with their seed only, give both"
         if scores is not None and scores.dtype != torch.float32:
             yield f"scores: got {scores.dtype}, need torch.float32, in which they are ranked"
+
+    def _compressed_problems(self, state_dict, prefix) -> Iterator[str]:
+        if prefix + "weight" in state_dict:
+            yield (
+                "weight: form 'compressed' loads values and mask_words, not a dense weight; load "
+                "it in form 'masked' and convert with to_form('compressed')"
+            )
+        values, words = (state_dict.get(prefix + name) for name in ("values", "mask_words"))
+        if (values is None) != (words is None):
+            yield "values, mask_words: they load together only, give both"
+        elif words is not None and words.shape == self.mask_words.shape:
+            kept = int(ops.mask_ops(words, None, "popcount"))
+            if not values.numel() == kept == self.values.numel():
+                yield (
+                    f"values, mask_words: got {values.numel()} values and {kept} live positions, "
+                    f"need {self.values.numel()}, the number that this module was made with"
+                )
 
     def extra_repr(self) -> str:
         text = f"{super().extra_repr()}, form={self.form}"
@@ -639,22 +759,23 @@ class SparseModule(nn.Module):
         self._check_fresh()
         if form == self.form and not options:
             return copy.deepcopy(self)
-        if form != "masked":
+        if form not in _TRAINED:
             self._check_remakes(form)
         mask, recipe = self.mask, self.recipe
         if recipe is not None:
             options = {"weights": recipe.dist, "scale": self.options.scale} | options
-        if form != "masked" and self.bias is not None:
+        if form not in _TRAINED and self.bias is not None:
             options["keep_bias"] = self.options.keep_bias or bool(self.bias.any())
         options |= {"form": form, "density": mask.density}
         options = _options(f"{type(self).__name__}.to_form", options)
         scores = self._new_scores(options, mask) if form == "scored" else None
         weight, bias = None, self.bias
         if form != "ticket":
-            full = self._full_weight() if self.form == "ticket" else self.weight
-            weight = _parameter(full, form == "masked")
+            frozen = form == "scored" and self.form not in _DENSE
+            full = self._full_weight() if self.form == "ticket" or frozen else self.weight
+            weight = _parameter(full, form in _TRAINED)
         if bias is not None:
-            bias = _parameter(bias, form == "masked" or (form == "scored" and options.keep_bias))
+            bias = _parameter(bias, form in _TRAINED or (form == "scored" and options.keep_bias))
         new = type(self).__new__(type(self))
         new._assemble(self, options, recipe, mask, scores, weight, bias, self.dtype)
         return new

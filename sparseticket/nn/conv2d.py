@@ -70,6 +70,13 @@ class SparseConv2d(SparseModule, nn.Conv2d):
             x, padding = F.pad(x, pads, mode=mode), (0, 0)
         return x, (self.stride, padding, self.dilation, self.groups)
 
+    def _derived(self) -> torch.Tensor:
+        seed, layer, *_ = self.recipe.arguments()
+        return ops.sign_words(seed, layer, self.weight_shape, device=self.mask_words.device)
+
+    def _ticket_arguments(self, geometry: tuple) -> tuple:
+        return self.weight_shape, *geometry, self.codes
+
     def _sample_shape(self) -> tuple[int, int, int]:
         extent = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         return (self.in_channels, *extent)

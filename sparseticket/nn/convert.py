@@ -268,7 +268,7 @@ def _fill(report, model, names, replaced) -> Report:
     sparse = [m for m in replaced.values() if isinstance(m, SparseModule)]
     for batch in _BATCHES if sparse else ():
         report.kernels[batch] = Counter(m.explain(m.example(batch)).kernel for m in sparse)
-    if any(m.form != "masked" for m in sparse):
+    if any(m.form in ("scored", "ticket") for m in sparse):
         report.not_weight_free = [
             name
             for owner, (prefix, *_) in _names(model).items()
@@ -280,7 +280,7 @@ def _fill(report, model, names, replaced) -> Report:
 
 def _must_be_stored(owner, name, parameter) -> bool:
     """Whether a ticket cannot remake the parameter from seed, mask, or the constants 0 and 1."""
-    if isinstance(owner, SparseModule) and owner.form != "masked":
+    if isinstance(owner, SparseModule) and owner.form in ("scored", "ticket"):
         return name == "bias" and owner.options.keep_bias
     if parameter.requires_grad or is_lazy(parameter) or parameter.is_meta:
         return True

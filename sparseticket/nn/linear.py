@@ -31,6 +31,7 @@ class SparseLinear(SparseModule, nn.Linear):
         "masked": ops.masked_linear,
         "scored": ops.popup_linear,
         "ticket": ops.ticket_linear,
+        "compressed": ops.sparse_linear,
     }
 
     def __init__(
@@ -52,6 +53,26 @@ class SparseLinear(SparseModule, nn.Linear):
                 f"{self.in_features}"
             )
         return x, ()
+
+    def _make_pattern(self, transposed: bool) -> torch.Tensor | None:
+        if self.mask_words.device.type != "cpu":
+            return None
+        return ops.sparse_pattern(
+            self.mask_words, self.in_features, self.values.numel(), transposed
+        )
+
+    def _derived(self) -> torch.Tensor:
+        seed, layer, *_ = self.recipe.arguments()
+        return ops.ticket_codes(self.mask_words, self.in_features, seed, layer)
+
+    def _ticket_arguments(self, geometry: tuple) -> tuple:
+        return None, self.codes
+
+    @property
+    def _takes_seed(self) -> bool:
+        # With "dynamic", every selection would give a compiled graph another constant.
+        constant = self.recipe.dist == "signed_constant" and self.options.scale != "dynamic"
+        return constant and self.weight.dtype == torch.float32
 
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)

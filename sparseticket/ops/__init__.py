@@ -2,17 +2,26 @@
 
 from ._dispatch import Choice, explain_op, signed64
 from .apply_mask import apply_mask
+from .gather_live import gather_live
 from .mask_ops import mask_ops
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
 from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
+from .popup_linear_ds import popup_linear_ds
+from .popup_step import popup_step
 from .regenerate import regenerate
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
+from .scatter_live import scatter_live
 from .select_mask import select_mask
 from .sign_words import sign_words
+from .sparse_linear import sparse_linear
+from .sparse_linear_dw import sparse_linear_dw
+from .sparse_linear_dx import sparse_linear_dx
+from .sparse_pattern import sparse_pattern
+from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
@@ -21,18 +30,27 @@ __all__ = [
     "Choice",
     "apply_mask",
     "explain_op",
+    "gather_live",
     "mask_ops",
     "masked_conv2d",
     "masked_linear",
     "pack_mask",
     "popup_conv2d",
     "popup_linear",
+    "popup_step",
+    "popup_linear_ds",
     "regenerate",
     "rice_decode",
     "rice_encode",
+    "scatter_live",
     "select_mask",
     "sign_words",
     "signed64",
+    "sparse_linear",
+    "sparse_linear_dw",
+    "sparse_linear_dx",
+    "sparse_pattern",
+    "ticket_codes",
     "ticket_conv2d",
     "ticket_linear",
     "unpack_mask",

@@ -24,17 +24,13 @@ __all__ = [
 FUSED_ROWS = {
     ("dense weight", torch.float32): 8,
     ("dense weight", torch.bfloat16): 4,
-    ("seed", torch.float32): 12,
-    ("seed", torch.bfloat16): 4,
 }
 
 
-def linear_choice(op: str, x: torch.Tensor, source: str, dist: str = "signed_constant") -> Choice:
+def linear_choice(op: str, x: torch.Tensor, source: str) -> Choice:
     """Fused or materialised, by the static table. ``x``: ``[..., K]``."""
     rows = math.prod(x.shape[:-1])
     most = FUSED_ROWS.get((source, x.dtype))
-    if source == "seed" and dist != "signed_constant":
-        return Choice(op, "materialised", f"only signed_constant is decoded in the kernel: {dist}")
     if most is None:
         return Choice(op, "materialised", f"the fused kernel takes no {x.dtype}")
     if rows > most:

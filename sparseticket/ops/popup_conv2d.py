@@ -41,6 +41,7 @@ def _cpu(
     padding,
     dilation,
     groups,
+    raw_grad=False,
 ):
     geometry = (stride, padding, dilation, groups)
     _check(x, weight, scores, words, bias, transform, seed, *geometry)
@@ -74,6 +75,7 @@ def _meta(
     padding,
     dilation,
     groups,
+    raw_grad=False,
 ):
     _check(x, weight, scores, words, bias, transform, seed, stride, padding, dilation, groups)
     last = conv_channels_last(x, scores if weight is None else weight)
@@ -82,7 +84,7 @@ def _meta(
 
 def _setup(ctx, inputs, output):
     x, weight, scores, words, bias, ctx.transform, *ctx.recipe = inputs[:9]
-    ctx.geometry = inputs[9:]
+    ctx.geometry, ctx.raw_grad = inputs[9:13], inputs[13]
     ctx.bias_sizes = None if bias is None else list(bias.shape)
     ctx.save_for_backward(x, weight, scores, words)
 
@@ -96,13 +98,13 @@ def _backward(ctx, grad):
     gw = gs = None
     if needs[1]:
         gw, gs = score_grads(ctx, dense_grad, x, weight, scores, words)
-    return gx, gw, gs, None, gb, *[None] * 8
+    return gx, gw, gs, None, gb, *[None] * 9
 
 
 popup_conv2d = define(
     "popup_conv2d(Tensor x, Tensor? weight, Tensor scores, Tensor words, Tensor? bias,"
     " str transform, int seed, int layer, float sigma, SymInt[] stride, SymInt[] padding,"
-    " SymInt[] dilation, SymInt groups) -> Tensor",
+    " SymInt[] dilation, SymInt groups, bool raw_grad=False) -> Tensor",
     cpu=_cpu,
     reference=_reference.popup_conv2d,
     meta=_meta,

@@ -8,8 +8,9 @@ from ._dispatch import C, Choice, cap, define, nthreads
 from .apply_mask import apply_mask
 from .masked_conv2d import strictly_channels_last
 from .masked_linear import check_linear, fused_linear, grad_bias, grad_weight, linear_choice
+from .popup_linear_ds import popup_linear_ds
 from .regenerate import check_recipe, regenerate
-from .ticket_linear import ticket_kernel
+from .ticket_linear import ticket_choice, ticket_linear
 
 __all__ = ["frozen_weight", "popup_linear", "score_grads"]
 
@@ -34,10 +35,15 @@ def frozen_weight(x, weight, scores, words, seed, layer, sigma):
 
 
 def score_grads(ctx, dense_grad, x, weight, scores, words):
-    """(weight gradient or None, score gradient or None) from the dense gradient of W*mask."""
+    """(weight gradient or None, score gradient or None) from the dense gradient of W*mask.
+
+    With ``ctx.raw_grad`` the scores get that gradient itself; popup_step finishes it.
+    """
     _, need_weight, need_scores, *_ = ctx.needs_input_grad
     gs = None
-    if need_scores:
+    if need_scores and ctx.raw_grad:
+        gs = dense_grad.to(scores.dtype)
+    elif need_scores:
         seed, layer, sigma = ctx.recipe
         if weight is None:
             dense = regenerate(
@@ -70,50 +76,61 @@ def check_frozen(op, x, weight, scores, transform, seed):
         )
 
 
-def _choose(x, weight, *rest) -> Choice:
-    return linear_choice("popup_linear", x, "seed" if weight is None else "dense weight")
-
-
-def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma):
-    _check(x, weight, scores, words, bias, transform, seed)
-    if _choose(x, weight).kernel == "materialised":
-        dense = frozen_weight(x, weight, scores, words, seed, layer, sigma)
-        return F.linear(x, dense, bias)
-    m = words.contiguous()
+def _choose(x, weight, scores, words, *rest) -> Choice:
     if weight is None:
-        kernel = ticket_kernel(m, None, seed, layer, sigma)
-    else:
-        w = weight.contiguous()
-
-        def kernel(x, b, y):
-            C.masked_linear(x, cap(w), cap(m), b, y, nthreads())
-
-    return fused_linear(kernel, x, scores.shape[0], bias)
+        return ticket_choice(
+            "popup_linear", x, scores.shape[0], "signed_constant", words, None, None
+        )
+    return linear_choice("popup_linear", x, "dense weight")
 
 
-def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma):
+def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
+    _check(x, weight, scores, words, bias, transform, seed)
+    if weight is None:
+        return ticket_linear(x, words, bias, seed, layer, "signed_constant", sigma)
+    if _choose(x, weight, scores, words).kernel == "materialised":
+        return F.linear(x, apply_mask(weight, words), bias)
+    w, m = weight.contiguous(), words.contiguous()
+    return fused_linear(
+        lambda x, b, y: C.masked_linear(x, cap(w), cap(m), b, y, nthreads()),
+        x,
+        scores.shape[0],
+        bias,
+    )
+
+
+def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
     _check(x, weight, scores, words, bias, transform, seed)
     return x.new_empty(*x.shape[:-1], scores.shape[0])
 
 
 def _setup(ctx, inputs, output):
-    x, weight, scores, words, _, ctx.transform, *ctx.recipe = inputs
+    x, weight, scores, words, _, ctx.transform, *ctx.recipe, ctx.raw_grad = inputs
     ctx.save_for_backward(x, weight, scores, words)
+
+
+def _grad_input(grad, weight, scores, words, seed, layer, sigma):
+    if weight is not None:
+        return grad @ apply_mask(weight, words)
+    recipe = (seed, layer, "signed_constant", sigma)
+    return ticket_linear(grad, words, None, *recipe, columns=scores.shape[1])
 
 
 def _backward(ctx, grad):
     x, weight, scores, words = ctx.saved_tensors
     need_x, need_weight, need_scores, _, need_bias, *_ = ctx.needs_input_grad
-    gx = grad @ frozen_weight(x, weight, scores, words, *ctx.recipe) if need_x else None
+    gx = _grad_input(grad, weight, scores, words, *ctx.recipe) if need_x else None
     gw = gs = None
-    if need_weight or need_scores:
+    if weight is None:
+        gs = popup_linear_ds(grad, x, scores, ctx.transform, *ctx.recipe) if need_scores else None
+    elif need_weight or need_scores:
         gw, gs = score_grads(ctx, grad_weight(grad, x), x, weight, scores, words)
-    return gx, gw, gs, None, grad_bias(grad) if need_bias else None, None, None, None, None
+    return gx, gw, gs, None, grad_bias(grad) if need_bias else None, *[None] * 5
 
 
 popup_linear = define(
     "popup_linear(Tensor x, Tensor? weight, Tensor scores, Tensor words, Tensor? bias,"
-    " str transform, int seed, int layer, float sigma) -> Tensor",
+    " str transform, int seed, int layer, float sigma, bool raw_grad=False) -> Tensor",
     cpu=_cpu,
     reference=_reference.popup_linear,
     meta=_meta,

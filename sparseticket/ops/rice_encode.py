@@ -4,7 +4,7 @@ import torch
 
 from sparseticket.reference import rice_encode as _reference
 
-from ._dispatch import C, cap, check_words, define
+from ._dispatch import C, cap, check_words, define, nthreads
 
 __all__ = ["rice_bits", "rice_encode"]
 
@@ -23,11 +23,13 @@ def _check(words, k, parameter):
 
 def _cpu(words, k, parameter):
     _check(words, k, parameter)
-    words = words.contiguous()
-    bits = C.rice_encode(cap(words), k, parameter, None)
-    payload = torch.zeros((bits + 7) // 8, dtype=torch.uint8)
-    C.rice_encode(cap(words), k, parameter, cap(payload))
-    return payload
+    rows, words = words.shape[0], cap(words.contiguous())
+    kept = C.mask_count(words, words, False, nthreads())
+    # All quotients together are at most the last position's; the kernel wants 8 bytes to spare.
+    most = kept * (1 + parameter) + (rows * k >> parameter)
+    payload = torch.empty(most // 8 + 9, dtype=torch.uint8)
+    bits = C.rice_encode(words, k, parameter, cap(payload))
+    return payload[: (bits + 7) // 8].clone()
 
 
 def _meta(words, k, parameter):

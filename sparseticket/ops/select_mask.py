@@ -8,35 +8,47 @@ from sparseticket.reference import select_mask as _reference
 from ._dispatch import C, cap, caps, check_padding, check_words, define, nthreads
 from .mask_ops import mask_ops
 
-__all__ = ["select_mask"]
+__all__ = [
+    "check_selection",
+    "check_static",
+    "global_with_floor",
+    "memory_order",
+    "raise_for_nan",
+    "select_mask",
+]
 
 _SCOPES = ("layer", "global")
 _TRANSFORMS = ("abs", "identity")
 
 
 def _cpu(scores, kept, within=None, state=None, scope="layer", transform="abs", min_keep=0):
-    _check(scores, kept, within, scope, transform, min_keep)
+    check_static("select_mask", scores, kept, scope, transform, min_keep)
+    check_selection("select_mask", scores, kept, within, scope, min_keep)
     words = [s.new_empty(words_shape(s.shape), dtype=torch.int32) for s in scores]
     if scope == "global" and min_keep:
-        out = _global_with_floor(scores, words, kept[0], within, transform, min_keep)
+        out = global_with_floor(scores, words, kept[0], within, transform, min_keep)
     else:
         out = _select(scores, words, kept, within, state, scope, transform)
-    if bool(out[:, 1].any()):
-        bad = [i for i, s in enumerate(scores) if bool(torch.isnan(s).any())]
-        raise ValueError(f"select_mask: scores: NaN in tensor {bad[0]} ({len(bad)} with NaN)")
+    raise_for_nan("select_mask", scores, out)
     return words, out
+
+
+def raise_for_nan(op, scores, state):
+    if bool(state[:, 1].any()):
+        bad = [i for i, s in enumerate(scores) if bool(torch.isnan(s).any())]
+        raise ValueError(f"{op}: scores: NaN in tensor {bad[0]} ({len(bad)} with NaN)")
 
 
 def _select(scores, words, kept, within, state, scope, transform):
     """Fill ``words``; returns the state."""
     out = torch.zeros(len(scores) if scope == "layer" else 1, 2, dtype=torch.int32)
-    pairs = [_layout(s) for s in scores]
+    pairs = [memory_order(s) for s in scores]
     hints = None if state is None or state.shape != out.shape else state.contiguous()
     C.select_mask(
         caps(flat for flat, _ in pairs),
         [layout for _, layout in pairs],
         caps(words),
-        None if within is None else caps(w.contiguous() for w in within),
+        [] if within is None else caps(w.contiguous() for w in within),
         list(kept),
         transform == "abs",
         scope == "global",
@@ -47,7 +59,7 @@ def _select(scores, words, kept, within, state, scope, transform):
     return out
 
 
-def _global_with_floor(scores, words, kept, within, transform, min_keep):
+def global_with_floor(scores, words, kept, within, transform, min_keep):
     """Global selection in which every tensor keeps at least its own best ``min_keep``.
 
     A tensor's part of a global mask is its own best few, so only tensors below the floor change:
@@ -69,6 +81,8 @@ def _global_with_floor(scores, words, kept, within, transform, min_keep):
     closed = []  # states of the tensors that left
     while True:
         out = part(open_, [kept], "global")
+        if bool(out[:, 1].any()):
+            return out  # with a NaN the words mean nothing
         counts = {i: int(mask_ops(words[i], None, "popcount")) for i in open_}
         floors = {i: min(min_keep, _candidates(scores, within, i)) for i in open_}
         low = [i for i in open_ if counts[i] < floors[i]]
@@ -81,71 +95,69 @@ def _global_with_floor(scores, words, kept, within, transform, min_keep):
         open_ = [i for i in open_ if i not in low]
 
 
-def _layout(scores):
-    """(fp32 tensor in memory order, (rows, channels, taps, whether memory order is canonical))."""
+def memory_order(scores, copies=True):
+    """(fp32 tensor in memory order, (rows, channels, taps, whether memory order is canonical)).
+
+    None instead of a copy if ``copies`` is false.
+    """
     scores = scores.detach()
     rows = canonical_shape(scores.shape)[0]
     channels, taps = channels_and_taps(scores.shape)
-    scores = scores.float()
     canonical = taps == 1
     if not scores.is_contiguous():
         moved = scores.movedim(1, -1) if scores.ndim > 2 else scores
         if taps > 1 and moved.is_contiguous():
             scores, canonical = moved, True
-        else:
-            scores = scores.contiguous()
-    return scores.view(-1), (rows, channels, taps, canonical)
+        elif not copies:
+            return None
+    if scores.dtype != torch.float32 and not copies:
+        return None
+    return scores.float().contiguous().view(-1), (rows, channels, taps, canonical)
 
 
-def _check_static(scores, kept, scope, transform, min_keep):
+def check_static(op, scores, kept, scope, transform, min_keep):
     if scope not in _SCOPES:
-        raise ValueError(f"select_mask: scope: got {scope!r}, accepted: {', '.join(_SCOPES)}")
+        raise ValueError(f"{op}: scope: got {scope!r}, accepted: {', '.join(_SCOPES)}")
     if transform not in _TRANSFORMS:
-        raise ValueError(
-            f"select_mask: transform: got {transform!r}, accepted: {', '.join(_TRANSFORMS)}"
-        )
+        raise ValueError(f"{op}: transform: got {transform!r}, accepted: {', '.join(_TRANSFORMS)}")
     if min_keep < 0 or (min_keep and scope != "global"):
         raise ValueError(
-            f"select_mask: min_keep: got {min_keep} with scope={scope!r}, need 0, or with "
+            f"{op}: min_keep: got {min_keep} with scope={scope!r}, need 0, or with "
             "scope='global' a number >= 0"
         )
     for s in scores:
         if s.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise TypeError(
-                f"select_mask: scores: got {s.dtype}, need float32 (bfloat16 and float16 are "
+                f"{op}: scores: got {s.dtype}, need float32 (bfloat16 and float16 are "
                 "ranked in float32)"
             )
     groups = len(scores) if scope == "layer" else 1
     if len(kept) != groups:
-        raise ValueError(f"select_mask: kept: got {len(kept)} counts, need {groups}")
+        raise ValueError(f"{op}: kept: got {len(kept)} counts, need {groups}")
 
 
-def _check(scores, kept, within, scope, transform, min_keep):
-    _check_static(scores, kept, scope, transform, min_keep)
+def check_selection(op, scores, kept, within, scope, min_keep):
+    """ValueError for masks and counts that do not fit the scores."""
     if within is not None:
         if len(within) != len(scores):
-            raise ValueError(
-                f"select_mask: within: got {len(within)} masks for {len(scores)} tensors"
-            )
+            raise ValueError(f"{op}: within: got {len(within)} masks for {len(scores)} tensors")
         for w, s in zip(within, scores, strict=True):
             if w.device != s.device:  # masks in a list have no say in where the op runs
-                raise ValueError(f"select_mask: within: got {w.device}, need {s.device}")
-            check_words("select_mask", w, *canonical_shape(s.shape), name="within")
-            check_padding("select_mask", w, canonical_shape(s.shape)[1], "within")
+                raise ValueError(f"{op}: within: got {w.device}, need {s.device}")
+            check_words(op, w, *canonical_shape(s.shape), name="within")
+            check_padding(op, w, canonical_shape(s.shape)[1], "within")
     candidates = [_candidates(scores, within, i) for i in range(len(scores))]
     if scope == "global":
         forced = sum(min(min_keep, c) for c in candidates)
         if kept[0] < forced:
             raise ValueError(
-                f"select_mask: kept: got {kept[0]}, but min_keep={min_keep} a tensor "
-                f"alone keeps {forced}"
+                f"{op}: kept: got {kept[0]}, but min_keep={min_keep} a tensor alone keeps {forced}"
             )
         candidates = [sum(candidates)]
     for count, available in zip(kept, candidates, strict=True):
         if not 0 <= count <= available:
             raise ValueError(
-                f"select_mask: kept: got {count}, need 0 <= kept <= {available}, the number of "
-                "candidates"
+                f"{op}: kept: got {count}, need 0 <= kept <= {available}, the number of candidates"
             )
 
 
@@ -154,7 +166,7 @@ def _candidates(scores, within, i):
 
 
 def _meta(scores, kept, within=None, state=None, scope="layer", transform="abs", min_keep=0):
-    _check_static(scores, kept, scope, transform, min_keep)
+    check_static("select_mask", scores, kept, scope, transform, min_keep)
     words = [s.new_empty(words_shape(s.shape), dtype=torch.int32) for s in scores]
     groups = len(scores) if scope == "layer" else 1
     device = scores[0].device if scores else "cpu"

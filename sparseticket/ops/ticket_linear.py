@@ -1,82 +1,187 @@
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 
 from sparseticket import prng
 from sparseticket.reference import ticket_linear as _reference
 
-from ._dispatch import C, cap, check_words, define, nthreads
-from .masked_linear import check_linear, fused_linear, grad_bias, linear_choice
+from ._dispatch import C, Choice, cap, check_words, define, nthreads
+from .masked_linear import check_linear, fused_linear, grad_bias
 from .regenerate import check_recipe, regenerate
+from .ticket_codes import check_codes, planes_of, ticket_codes
 
-__all__ = ["ticket_kernel", "ticket_linear"]
+__all__ = ["ticket_choice", "ticket_linear"]
 
-
-def ticket_kernel(words, signs, seed, layer, sigma):
-    """The fused kernel for signed-constant weights as ``kernel(x2d, bias or None, y2d)``."""
-    key, high = prng.stream_key(seed, layer, "sign")
-
-    def kernel(x, bias, y):
-        planes = None if signs is None else cap(signs)
-        C.ticket_linear(x, cap(words), planes, bias, y, sigma, key, high, nthreads())
-
-    return kernel
+# The static table, from the rows of bench/results. Batch rows up to which sums are looked up: more
+# pay for writing W*mask and calling dense.
+LOOKUP_ROWS = {torch.float32: 2**62, torch.bfloat16: 128}
+LOOKUP_OUTPUTS = 64  # from here on: a table of sums is shared by all outputs
+PLANE_ROWS = 2  # batch rows up to which it does not pay to pack codes for this call
+VECTOR_ROWS = 6  # and up to which codes are looked up row by row, as in csrc/core/ticket_linear.cpp
 
 
-def _weight(x, words, seed, layer, dist, sigma):
+def ticket_choice(op, x, outputs, dist, words, signs, codes, transposed=False) -> Choice:
+    """How ``x[..., inputs]`` meets signed-constant weights with ``outputs`` rows."""
+    rows = math.prod(x.shape[:-1])
+    most = LOOKUP_ROWS.get(x.dtype)
+    if dist != "signed_constant":
+        return Choice(op, "materialised", f"only signed_constant sums can be looked up: {dist}")
+    if most is None:
+        return Choice(op, "materialised", f"the lookup kernels take no {x.dtype}")
+    if rows > most:
+        return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
+    if outputs < LOOKUP_OUTPUTS:
+        return Choice(
+            op, "materialised", f"{outputs} outputs < {LOOKUP_OUTPUTS}: too few to share a table"
+        )
+    if codes is None and rows <= PLANE_ROWS and not transposed:
+        plane = "sign-only" if words is None else "two-plane" if signs is not None else "seed"
+        return Choice(
+            op, f"lookup gemv {plane} {C.isa()}", f"{rows} rows <= {PLANE_ROWS}, no codes given"
+        )
+    source = "codes packed for this call" if codes is None else "codes given"
+    if rows <= VECTOR_ROWS:
+        return Choice(
+            op, f"lookup gemv ternary {C.isa()}", f"{rows} rows <= {VECTOR_ROWS}, {source}"
+        )
+    return Choice(op, f"four-Russians {C.isa()}", f"{rows} rows > {VECTOR_ROWS}, {source}")
+
+
+def _weight(x, words, rows, k, seed, layer, dist, sigma):
     return regenerate(
-        seed,
-        layer,
-        (words.shape[0], x.shape[-1]),
-        dist,
-        sigma,
-        dtype=x.dtype,
-        device=x.device,
-        words=words,
+        seed, layer, (rows, k), dist, sigma, dtype=x.dtype, device=x.device, words=words
     )
 
 
-def _choose(x, words, bias, seed, layer, dist, sigma, signs=None):
-    return linear_choice("ticket_linear", x, "seed", dist)
+def _choose(
+    x,
+    words,
+    bias,
+    seed,
+    layer,
+    dist,
+    sigma,
+    signs=None,
+    codes=None,
+    codes_t=None,
+    columns=None,
+):
+    outputs = (signs if words is None else words).shape[0] if columns is None else columns
+    used = codes if columns is None else codes_t
+    return ticket_choice("ticket_linear", x, outputs, dist, words, signs, used, columns is not None)
 
 
-def _check(x, words, bias, seed, dist, signs):
-    check_recipe("ticket_linear", seed, dist)
-    check_linear("ticket_linear", x, words.shape[0], x.shape[-1] if x.ndim else 0, words, bias)
+def _shape(x, words, bias, seed, dist, signs, codes, codes_t, columns):
+    """(O, K) of the layer; raises for what the op cannot take."""
+    op = "ticket_linear"
+    check_recipe(op, seed, dist)
+    if words is None and signs is None:
+        raise ValueError(f"{op}: words: got None, which needs the layer's signs")
+    rows = (signs if words is None else words).shape[0]
+    k = (x.shape[-1] if x.ndim else 0) if columns is None else columns
+    if columns is None:
+        check_linear(op, x, rows, k, signs if words is None else words, bias)
+    else:
+        check_words(op, signs if words is None else words, rows, k)
+        _check_transposed(op, x, rows, k, bias)
     if signs is not None:
-        check_words("ticket_linear", signs, words.shape[0], x.shape[-1], name="signs")
+        check_words(op, signs, rows, k, name="signs")
+    if codes is not None:
+        check_codes(op, codes, rows, k, "codes")
+    if codes_t is not None:
+        check_codes(op, codes_t, k, rows, "codes_t")
+    return rows, k
 
 
-def _cpu(x, words, bias, seed, layer, dist, sigma, signs=None):
-    _check(x, words, bias, seed, dist, signs)
-    if _choose(x, words, bias, seed, layer, dist, sigma).kernel == "materialised":
-        return F.linear(x, _weight(x, words, seed, layer, dist, sigma), bias)
-    signs = None if signs is None else signs.contiguous()
-    kernel = ticket_kernel(words.contiguous(), signs, seed, layer, sigma)
-    return fused_linear(kernel, x, words.shape[0], bias)
+def _check_transposed(op, x, rows, k, bias):
+    if x.ndim == 0 or x.shape[-1] != rows or not x.dtype.is_floating_point:
+        raise ValueError(
+            f"{op}: x: got {x.dtype} {tuple(x.shape)}, need a floating-point dtype and, with "
+            f"columns, last dimension {rows}"
+        )
+    if bias is not None and (tuple(bias.shape) != (k,) or bias.dtype != x.dtype):
+        raise ValueError(f"{op}: bias: got {bias.dtype} {tuple(bias.shape)}, need {x.dtype} ({k},)")
 
 
-def _meta(x, words, bias, seed, layer, dist, sigma, signs=None):
-    _check(x, words, bias, seed, dist, signs)
-    return x.new_empty(*x.shape[:-1], words.shape[0])
+def _cpu(
+    x,
+    words,
+    bias,
+    seed,
+    layer,
+    dist,
+    sigma,
+    signs=None,
+    codes=None,
+    codes_t=None,
+    columns=None,
+):
+    rows, k = _shape(x, words, bias, seed, dist, signs, codes, codes_t, columns)
+    choice = _choose(x, words, bias, seed, layer, dist, sigma, signs, codes, codes_t, columns)
+    if choice.kernel == "materialised":
+        weight = _weight(x, words, rows, k, seed, layer, dist, sigma)
+        return F.linear(x, weight if columns is None else weight.t(), bias)
+    outputs = rows if columns is None else k
+    if not choice.kernel.startswith(("lookup gemv ternary", "four-Russians")):
+        return _from_planes(x, words, signs, bias, outputs, seed, layer, sigma)
+    used = codes if columns is None else codes_t
+    if used is None:
+        used = ticket_codes(words, k, seed, layer, signs, columns is not None)
+    used = used.contiguous()
+    return fused_linear(
+        lambda x, b, y: C.lookup_linear(x, cap(used), b, y, sigma, nthreads()), x, outputs, bias
+    )
+
+
+def _from_planes(x, words, signs, bias, outputs, seed, layer, sigma):
+    key, high = prng.stream_key(seed, layer, "sign")
+    words, signs = planes_of(words, signs)
+
+    def kernel(x, b, y):
+        C.ticket_linear(x, words, signs, b, y, sigma, key, high, nthreads())
+
+    return fused_linear(kernel, x, outputs, bias)
+
+
+def _meta(
+    x,
+    words,
+    bias,
+    seed,
+    layer,
+    dist,
+    sigma,
+    signs=None,
+    codes=None,
+    codes_t=None,
+    columns=None,
+):
+    rows, k = _shape(x, words, bias, seed, dist, signs, codes, codes_t, columns)
+    return x.new_empty(*x.shape[:-1], rows if columns is None else k)
 
 
 def _setup(ctx, inputs, output):
-    x, words, _, *ctx.recipe, _ = inputs
-    ctx.like = x.new_empty(0, x.shape[-1])  # dtype, device and K without keeping x
-    ctx.save_for_backward(words)
+    x, words, _, *ctx.recipe, signs, codes, codes_t, columns = inputs
+    ctx.columns = x.shape[-1] if columns is None else None  # of the transposed product
+    ctx.save_for_backward(words, signs, codes, codes_t)
 
 
 def _backward(ctx, grad):
-    (words,) = ctx.saved_tensors
     need_x, _, need_bias, *_ = ctx.needs_input_grad
-    gx = grad @ _weight(ctx.like, words, *ctx.recipe) if need_x else None
-    return gx, None, grad_bias(grad) if need_bias else None, None, None, None, None, None
+    gx = None
+    if need_x:
+        words, *derived = ctx.saved_tensors
+        gx = ticket_linear(grad, words, None, *ctx.recipe, *derived, ctx.columns)
+    return gx, None, grad_bias(grad) if need_bias else None, *[None] * 8
 
 
 ticket_linear = define(
-    "ticket_linear(Tensor x, Tensor words, Tensor? bias, int seed, int layer, str dist,"
-    " float sigma, Tensor? signs=None) -> Tensor",
+    "ticket_linear(Tensor x, Tensor? words, Tensor? bias, int seed, int layer, str dist,"
+    " float sigma, Tensor? signs=None, Tensor? codes=None, Tensor? codes_t=None,"
+    " SymInt? columns=None) -> Tensor",
     cpu=_cpu,
     reference=_reference.ticket_linear,
     meta=_meta,

@@ -24,9 +24,10 @@ def popup_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    raw_grad: bool = False,
 ) -> torch.Tensor:
     """masked_conv2d whose backward reaches the scores; see popup_linear."""
-    del transform
+    del transform, raw_grad
     if weight is None:
         weight = regenerate(
             seed, layer, scores.shape, "signed_constant", sigma, dtype=x.dtype, device=x.device

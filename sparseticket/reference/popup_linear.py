@@ -18,12 +18,14 @@ def popup_linear(
     seed: int,
     layer: int,
     sigma: float,
+    raw_grad: bool = False,
 ) -> torch.Tensor:
     """masked_linear whose backward reaches the scores (:func:`popup_score_grad`).
 
+    ``raw_grad``: it gives them the dense gradient of W*mask as it is; popup_step does the rest.
     Without ``weight``, the layer's signed-constant weights are regenerated from its seed.
     """
-    del transform
+    del transform, raw_grad
     if weight is None:
         weight = regenerate(
             seed, layer, scores.shape, "signed_constant", sigma, dtype=x.dtype, device=x.device

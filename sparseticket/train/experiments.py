@@ -22,7 +22,16 @@ from ..io import Ticket
 from ..nn import sparsify_
 from ..tickets import METHODS, get_method
 from .data import Dataset, load_dataset, loaders
-from .loop import Recipe, SearchResult, evaluate, option, search, train_dense, validation
+from .loop import (
+    Recipe,
+    SearchResult,
+    check_device,
+    evaluate,
+    option,
+    search,
+    train_dense,
+    validation,
+)
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
 from .report import versions, write_json, write_text
@@ -60,8 +69,11 @@ class MachineOptions:
     threads: int | None = option(None, "CPU threads; default torch's. Part of reproducibility")
     workers: int = option(0, "processes that decode image folders")
 
-    def set_threads(self) -> None:
-        """Give torch, and so every kernel, the number of threads asked for."""
+    def set_up(self) -> None:
+        """Check the device; give torch, and so every kernel, the number of threads asked for."""
+        check_device(self.device)
+        if self.workers < 0:
+            raise ValueError(f"workers: got {self.workers}, need at least 0")
         if self.threads is None:
             return
         if self.threads < 1:
@@ -130,7 +142,7 @@ def run_search(
         raise ValueError("out: a folder for the results is needed: --out DIR")
     if (out / "report.json").exists() and not options.overwrite:
         raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
-    options.set_threads()
+    options.set_up()
     dataset = _load(options)
     model = _build(options, dataset)
     train, val, _ = loaders(dataset, options.batch_size, options.seed, options.workers)
@@ -139,7 +151,8 @@ def run_search(
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     resolved = _resolved(options, recipe, config)
-    write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    if not (out / "checkpoint.pt").exists():  # search refuses that of a run with other settings
+        write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     result = search(
         model,
         train,
@@ -190,14 +203,16 @@ def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
             f"{path}: the ticket does not say which model and data it is for; build the model "
             "yourself and use Ticket.load(path).apply(model)"
         )
-    options.set_threads()
+    options.set_up()
     name = options.dataset or extra["data"]["dataset"]
     if name == "imagefolder":
         if options.data is None:
             raise ValueError("data: the ticket was made on an image folder: give --data DIR")
         name = f"imagefolder:{options.data}"
     dataset = load_dataset(name, options.data, download=options.download, val_fraction=0)
-    batch_size = options.batch_size or extra["data"]["batch_size"]
+    batch_size = options.batch_size
+    if batch_size is None:
+        batch_size = extra["data"]["batch_size"]
     accuracy, loss = _test(ticket, dataset, batch_size, options)
     return {
         "ticket": str(path),
@@ -218,7 +233,7 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
     The report's ``rows`` are the table; ``same`` tells whether every reloaded ticket was exactly as
     accurate as when it was found. ``say`` is told what comes next.
     """
-    options.set_threads()
+    options.set_up()
     options.out.mkdir(parents=True, exist_ok=True)
     dataset = _load(options)
     say("training the dense control")

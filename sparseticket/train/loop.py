@@ -34,6 +34,7 @@ __all__ = [
     "Recipe",
     "SearchResult",
     "TrainResult",
+    "check_device",
     "evaluate",
     "masks_of",
     "option",
@@ -160,7 +161,8 @@ def search(
     progress: bool = True,
     extra: Mapping[str, Any] | None = None,
 ) -> SearchResult:
-    """Find a ticket in ``model``, in place; a dense model is first converted with ``config``.
+    """Find a ticket in ``model``, in place; a dense model is first converted with ``config``,
+    which for a model with sparse layers must be the config that made them.
 
     Trains every parameter that requires a gradient (the scores) and updates the masks after each
     step. Only ``val_loader`` is ever selected on, with ``select="best"``; it may be None.
@@ -182,6 +184,8 @@ def search(
         amp=amp,
         select=select,
     )
+    _check_run(val_loader, recipe, device, seed, checkpoint_every)  # before the model changes
+    _check_converted(model, config)
     report = None if masks_of(model) else sparsify_(model, config)
     result = _fit(
         model,
@@ -189,6 +193,7 @@ def search(
         val_loader,
         recipe,
         describes=config,
+        extra=extra,
         device=device,
         seed=seed,
         out=out,
@@ -220,6 +225,7 @@ def train_dense(
         val_loader,
         recipe,
         describes=None,
+        extra=None,
         device=device,
         seed=seed,
         out=out,
@@ -268,6 +274,15 @@ def validation(loader: Batches | None, recipe: Recipe) -> Batches | None:
     return loader
 
 
+def check_device(device: str | torch.device) -> None:
+    """ValueError unless torch can put a tensor there."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # torch raises any of them
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: got {str(device)!r}, which torch refuses: {reason}") from error
+
+
 def masks_of(model: nn.Module) -> dict[str, PackedMask]:
     """A copy of the mask of every sparse layer, by qualified name."""
     return {
@@ -284,6 +299,7 @@ def _fit(
     recipe: Recipe,
     *,
     describes: Any,
+    extra: Mapping[str, Any] | None,
     device: str | torch.device,
     seed: int,
     out: str | os.PathLike[str] | None,
@@ -294,14 +310,12 @@ def _fit(
 ) -> TrainResult:
     """Train whatever requires a gradient; the one loop behind every public function here."""
     start = time.perf_counter()
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every: got {checkpoint_every}, need at least 1")
-    val_loader = validation(val_loader, recipe)
+    val_loader = _check_run(val_loader, recipe, device, seed, checkpoint_every)
     model.to(device)
     state = LoopState(model, _optimizer(model, recipe), recipe)
     folder = Path(out) if out is not None else None
-    description = _description(model, train_loader, recipe, describes, seed)
-    with _own_generators(device, check_seed(seed)), contextlib.ExitStack() as stack:
+    description = _description(model, train_loader, recipe, describes, extra, seed)
+    with _own_generators(device, seed), contextlib.ExitStack() as stack:
         if masks_of(model):
             stack.callback(attach(model, state.optimizer).remove)
         if folder is not None:
@@ -326,6 +340,35 @@ def _fit(
         model.load_state_dict(state.best["model"])
         val_accuracy = state.best["val_accuracy"]
     return TrainResult(model, state.history, val_accuracy, time.perf_counter() - start)
+
+
+def _check_run(
+    val_loader: Batches | None,
+    recipe: Recipe,
+    device: str | torch.device,
+    seed: int,
+    checkpoint_every: int,
+) -> Batches | None:
+    """The loader as ``validation`` gives it; ValueError for what no run can start with."""
+    check_seed(seed)
+    check_device(device)
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every: got {checkpoint_every}, need at least 1")
+    return validation(val_loader, recipe)
+
+
+def _check_converted(model: nn.Module, config: Any) -> None:
+    """ValueError where ``config``, which the ticket will quote, is not what made the layers."""
+    for name, module in model.named_modules():
+        if not isinstance(module, SparseModule) or not hasattr(config, "plan"):
+            continue
+        made = vars(module.options) | ({"seed": module.recipe.seed} if module.recipe else {})
+        for key, value in (config.plan(name, module) or {}).items():
+            if key in made and made[key] != value:
+                raise ValueError(
+                    f"config: {key} is {value!r}, the layer {name!r} was made with {made[key]!r}; "
+                    "build the model anew, or give the config that converted it"
+                )
 
 
 def _run_epoch(
@@ -420,7 +463,12 @@ def _keep_best(state: LoopState) -> None:
 
 
 def _description(
-    model: nn.Module, train_loader: Batches, recipe: Recipe, describes: Any, seed: int
+    model: nn.Module,
+    train_loader: Batches,
+    recipe: Recipe,
+    describes: Any,
+    extra: Mapping[str, Any] | None,
+    seed: int,
 ) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     config = dataclasses.asdict(describes) if dataclasses.is_dataclass(describes) else describes
@@ -428,6 +476,7 @@ def _description(
         "method": getattr(describes, "name", None),
         "config": config,
         "recipe": dataclasses.asdict(recipe),
+        "extra": extra,
         "seed": seed,
         "batches": len(train_loader) if hasattr(train_loader, "__len__") else None,
         "model": {name: list(t.shape) for name, t in model.state_dict().items()},

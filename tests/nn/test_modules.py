@@ -333,6 +333,15 @@ def test_attach_updates_after_every_step_until_removed():
         model(x)
 
 
+def test_attach_selects_at_once():
+    model = nn.Sequential(_build("linear", "scored"), nn.ReLU())
+    with torch.no_grad():  # what DistributedDataParallel's broadcast does to every parameter
+        model[0].scores.copy_(model[0].scores.flip(0))
+    st.attach(model, torch.optim.SGD([model[0].scores], lr=1.0))
+    model(_input("linear"))
+    assert model[0].mask == st.select_mask(model[0].scores, density=0.4)
+
+
 def test_attach_refuses_a_foreign_optimizer():
     module = _build("linear", "scored")
     with pytest.raises(ValueError, match="holds no scores"):
@@ -674,14 +683,55 @@ def test_a_tickets_weight_is_fresh_and_cannot_be_set():
 
 def test_codes_change_memory_but_not_the_output():
     for layer in ("linear", "groups"):
-        module, x = _build(layer, "ticket", density=0.05), _input(layer)[:1]
+        module, x = _build(layer, "ticket", density=0.05), _input(layer)
         fast = module.to_form("ticket", codes=True)
-        assert fast.sign_words.nbytes == module.mask_words.nbytes and module.sign_words is None
-        assert torch.equal(fast(x), module(x))
+        assert module.codes is None and fast.codes.dtype == torch.int32
         assert set(fast.state_dict()) == set(module.state_dict())
+        copies = [fast, copy.deepcopy(fast), fast.to_form("ticket", codes=True)]
+        for same in copies:
+            assert torch.equal(same.codes, fast.codes)
+            assert torch.equal(same(x), module(x))
         other = _build(layer, "ticket", density=0.05, seed=2)
+        for key in ("seed", "mask_words"):  # either alone, then both
+            state = module.state_dict() | {key: other.state_dict()[key]}
+            fast.load_state_dict(state)
+            module.load_state_dict(state)
+            assert torch.equal(fast(x), module(x))
         fast.load_state_dict(other.state_dict())
         assert torch.equal(fast(x), other(x))
+        assert fast.to("meta").codes.is_meta and fast.bfloat16().codes.dtype == torch.int32
+
+
+def test_codes_take_two_bits_a_weight():
+    module = st.SparseLinear(640, 320, form="ticket", density=0.3, seed=1, codes=True)
+    assert module.codes.nbytes == 2 * 640 * 320 // 8
+    assert module.explain(module.example(1)).kernel.startswith("lookup gemv ternary")
+    assert module.explain(module.example(64)).kernel.startswith("four-Russians")
+
+
+def test_scored_linear_gives_its_recipe_while_the_weight_is_the_recipes():
+    def from_seed(m):
+        return m._arguments(x)[1] is None
+
+    module, x = _build("linear", "scored"), _input("linear")
+    assert from_seed(module) and from_seed(copy.deepcopy(module))
+    y = module(x)
+    other = _build("linear", "scored", seed=2)
+    other.load_state_dict(module.state_dict())
+    assert from_seed(other) and torch.equal(other(x), y)
+    state = module.state_dict()
+    other.load_state_dict(state | {"weight": 2 * state["weight"]})
+    assert not from_seed(other)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    assert not from_seed(module) and not from_seed(copy.deepcopy(module))
+    torch.testing.assert_close(module(x), other(x))
+    module.reset_parameters()
+    assert from_seed(module)
+    assert from_seed(module.bfloat16().float()) and not from_seed(module.half().float())
+    for ours in ({"weights": "normal"}, {"scale": "dynamic"}, {"dtype": torch.float64}):
+        module = _build("linear", "scored", **ours)
+        assert module._arguments(x.to(module.dtype))[1] is module.weight
 
 
 # Conversion -----------------------------------------------------------------------------------

@@ -23,10 +23,16 @@ def path(request, monkeypatch) -> str:
     """Dispatch tables that send everything they can one way."""
     fused = request.param == "fused"
     linear, conv = oracle.module_of("masked_linear"), oracle.module_of("masked_conv2d")
-    rows = dict.fromkeys(linear.FUSED_ROWS, 10**6 if fused else -1)
-    monkeypatch.setattr(linear, "FUSED_ROWS", rows)
+    ticket = oracle.module_of("ticket_linear")
+    for module, table in ((linear, "FUSED_ROWS"), (ticket, "LOOKUP_ROWS")):
+        rows = dict.fromkeys(getattr(module, table), 10**6 if fused else -1)
+        monkeypatch.setattr(module, table, rows)
+    monkeypatch.setattr(ticket, "LOOKUP_OUTPUTS", 0)
     monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
     monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
+    sparse = oracle.module_of("sparse_linear_dw")
+    most = dict.fromkeys(sparse.SPARSE_DENSITY, 1.0 if fused else -1.0)
+    monkeypatch.setattr(sparse, "SPARSE_DENSITY", most)
     return request.param
 
 
@@ -38,6 +44,8 @@ def calls(monkeypatch) -> list[str]:
     def spy(name, kernel):
         monkeypatch.setattr(_C, name, lambda *args: (made.append(name), kernel(*args)))
 
-    for name in ("masked_linear", "ticket_linear", "masked_conv2d", "ticket_conv2d"):
+    kernels = ("masked_linear", "ticket_linear", "lookup_linear", "ticket_codes")
+    sparse = ("sparse_linear", "sparse_linear_dw")
+    for name in (*kernels, *sparse, "masked_conv2d", "ticket_conv2d"):
         spy(name, getattr(_C, name))
     return made

@@ -12,11 +12,14 @@ from sparseticket.reference.ticket_linear import ticket_linear as reference
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 SIGMA = prng.round_bf16(0.37)  # as modules round it: every dtype holds the same weights
 LAST = 2**63 - 1
-# (batch rows, K, O); more than one generator chunk (4,096 weights) in a row, no elements
+# (batch rows, K, O): every kernel (rows 1, 2, up to 6, panels of 16 with few and many rows left),
+# more than one tile of outputs (128, 2,048) and slab of words (512 and 4,096 columns), no elements
 SIZES = [
     *[(1, 1, 1), (1, 63, 3), (3, 17, 100), (4, 100, 17), (2, 130, 1), (2, 4096, 2), (5, 8300, 3)],
+    *[(1, 1100, 300), (20, 33, 2100), (6, 17, 2100), (16, 100, 63), (30, 63, 17)],
     *[(17, 3, 1), (63, 100, 3), (0, 5, 4), (2, 0, 4), (100, 0, 4), (3, 5, 0)],
 ]
+RECIPE = (5, 7, "signed_constant", SIGMA)
 
 
 def _inputs(batch, k, rows, dtype, dist="signed_constant", seed=5, layer=7, bias=True):
@@ -29,26 +32,88 @@ def _inputs(batch, k, rows, dtype, dist="signed_constant", seed=5, layer=7, bias
     ]
 
 
-def _pair(words, dist="signed_constant", seed=5, layer=7, signs=None):
+def _pair(words, dist="signed_constant", seed=5, layer=7, **derived):
     return (
-        lambda x, w, b: ops.ticket_linear(x, words, b, seed, layer, dist, SIGMA, signs),
+        lambda x, w, b: ops.ticket_linear(x, words, b, seed, layer, dist, SIGMA, **derived),
         lambda x, w, b: masked_linear(x, w, words, b),
     )
 
 
+def _derived(words, k, names):
+    """What a caller may keep of the layer."""
+    makers = {
+        "signs": lambda: ops.sign_words(5, 7, (words.shape[0], k)),
+        "codes": lambda: ops.ticket_codes(words, k, 5, 7),
+        "codes_t": lambda: ops.ticket_codes(words, k, 5, 7, None, True),
+    }
+    return {name: makers[name]() for name in names.split()}
+
+
+def _ran(kernel, isa):
+    """The path that a kernel belongs to."""
+    if kernel == "materialised":
+        return kernel
+    name = kernel.removesuffix(f" {isa}")
+    assert name in {f"lookup gemv {k}" for k in ("seed", "two-plane", "sign-only", "ternary")} | {
+        "four-Russians"
+    }
+    return "fused"
+
+
+@pytest.mark.parametrize("derived", ["", "signs", "codes codes_t"])
 @pytest.mark.parametrize(
     ("path", "isa", "dtype"), oracle.routes(torch.float32, torch.bfloat16), indirect=["path", "isa"]
 )
-def test_forward_and_backward(path, isa, dtype):
+def test_forward_and_backward(path, isa, dtype, derived):
     torch.manual_seed(0)
-    for i, size in enumerate(SIZES):
-        for _, _, words in oracle.patterns((size[2], size[1])):
-            inputs = _inputs(*size, dtype, bias=i % 2 == 0)
-            choice = ops.explain_op(
-                "ticket_linear", inputs[0], words, None, 5, 7, "signed_constant", SIGMA
-            )
-            assert choice.kernel.removesuffix(f" {isa}") == path
-            oracle.compare(*_pair(words), inputs, [0, 2])
+    for i, (batch, k, rows) in enumerate(SIZES):
+        for _, _, words in oracle.patterns((rows, k)):
+            inputs = _inputs(batch, k, rows, dtype, bias=i % 2 == 0)
+            kept = _derived(words, k, derived)
+            args = (inputs[0], words, None, *RECIPE)
+            assert _ran(ops.explain_op("ticket_linear", *args, **kept).kernel, isa) == path
+            oracle.compare(*_pair(words, **kept), inputs, [0, 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_weight_kept(isa, path, dtype):
+    torch.manual_seed(0)
+    for batch, k, rows in SIZES:
+        signs = ops.sign_words(5, 7, (rows, k))
+        full = ops.pack_mask(torch.ones(rows, k, dtype=torch.bool))
+        inputs = _inputs(batch, k, rows, dtype)
+        oracle.compare(_pair(None, signs=signs)[0], _pair(full)[1], inputs, [0, 2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transposed_product(isa, path, dtype):
+    torch.manual_seed(0)
+    for batch, k, rows in SIZES:
+        _, mask, words = next(oracle.patterns((rows, k), "rows"))
+        weight = regenerate(5, 7, (rows, k), "signed_constant", SIGMA, dtype=dtype)
+
+        def op(x, w, b, words=words, k=k):
+            return ops.ticket_linear(x, words, b, *RECIPE, columns=k)
+
+        def reference_of(x, w, b, mask=mask):
+            return torch.nn.functional.linear(x, (w * mask).t(), b)
+
+        inputs = [torch.randn(batch, rows, dtype=dtype), weight, torch.randn(k, dtype=dtype)]
+        oracle.compare(op, reference_of, inputs, [0, 2])
+
+
+def test_what_is_not_finite_spreads_as_in_a_dense_layer(isa, path):
+    torch.manual_seed(0)
+    _, _, words = next(oracle.patterns((40, 70), "half"))
+    for batch in (1, 4, 20):
+        for bad in (torch.inf, -torch.inf, torch.nan):
+            x, weight, _ = _inputs(batch, 70, 40, torch.float32)
+            x[0, 5] = bad
+            got, expected = _pair(words)[0](x, weight, None), _pair(words)[1](x, weight, None)
+            assert not bool(got[0].isfinite().any())
+            assert bool(got[1:].isfinite().all())
+            if batch > 2 or path == "materialised":  # the exact same values but for two-plane rows
+                assert torch.equal(got[0].nan_to_num(7, 8, 9), expected[0].nan_to_num(7, 8, 9))
 
 
 @pytest.mark.parametrize("dist", ["uniform", "normal"])
@@ -80,40 +145,68 @@ def test_seeds_and_layers(path, seed, layer):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_kept_signs_change_nothing(isa, path, dtype):
+def test_what_the_caller_keeps_changes_no_bit(isa, path, dtype):
     torch.manual_seed(0)
-    for k in (70, 4200):
-        signs = ops.sign_words(5, 7, (5, k))
-        spread = oracle.FORMATS["sliced"](signs)
+    for batch, k in ((1, 4200), (9, 70)):
         _, _, words = next(oracle.patterns((5, k), "rows"))
-        inputs = _inputs(3, k, 5, dtype)
-        expected = _pair(words)[0](*inputs)
-        for given in (signs, spread):
-            assert torch.equal(_pair(words, signs=given)[0](*inputs), expected)
+        inputs = _inputs(batch, k, 5, dtype)
+        bare, _ = _pair(words)
+        for names in ("signs",) if batch == 1 else ("signs", "codes codes_t"):
+            for change in (lambda t: t, oracle.FORMATS["sliced"]):
+                kept = {n: change(t) for n, t in _derived(words, k, names).items()}
+                got, _ = _pair(words, **kept)
+                y, grad, grads = oracle.gradients(got, inputs, [0])
+                y2, _, grads2 = oracle.gradients(bare, inputs, [0], grad)
+                assert torch.equal(y, y2)
+                assert torch.equal(grads[0], grads2[0])
 
 
 @pytest.mark.parametrize("path", ["fused"], indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_threads_give_equal_bits(isa, path, dtype):
+@pytest.mark.parametrize("derived", ["", "codes"])
+def test_threads_give_equal_bits(isa, path, dtype, derived):
     torch.manual_seed(0)
-    words = ops.pack_mask(torch.rand(63, 300) < 0.5)
-    inputs = _inputs(4, 300, 63, dtype)
-    assert torch.equal(*oracle.by_threads(lambda: _pair(words)[0](*inputs)))
+    for batch, k, rows in [
+        (4, 300, 163),
+        (1, 300, 163),
+        (1, 64, 2500),
+        (16, 64, 2500),
+        (39, 90, 80),
+    ]:
+        words = ops.pack_mask(torch.rand(rows, k) < 0.5)
+        inputs = _inputs(batch, k, rows, dtype)
+        op, _ = _pair(words, **_derived(words, k, derived))
+        assert torch.equal(*oracle.by_threads(lambda op=op, inputs=inputs: op(*inputs)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_explain_tells_what_runs(calls, dtype):
     torch.manual_seed(0)
-    words = ops.pack_mask(torch.rand(5, 70) < 0.5)
-    most = oracle.module_of("masked_linear").FUSED_ROWS.get(("seed", dtype), 1)
-    for dist in ("signed_constant", "normal"):
-        for batch in (1, most, most + 1):
-            args = (torch.randn(batch, 70, dtype=dtype), words, None, 5, 7, dist, SIGMA)
-            fused = ops.explain_op("ticket_linear", *args).kernel.startswith("fused")
-            assert fused == (batch <= most and dtype != torch.float64 and dist == "signed_constant")
-            calls.clear()
-            ops.ticket_linear(*args)
-            assert calls == (["ticket_linear"] if fused else [])
+    module = oracle.module_of("ticket_linear")
+    rows, k = module.LOOKUP_OUTPUTS, 70
+    words, signs = ops.pack_mask(torch.rand(rows, k) < 0.5), ops.sign_words(5, 7, (rows, k))
+    codes = ops.ticket_codes(words, k, 5, 7)
+    many = module.VECTOR_ROWS + 1
+    over = module.LOOKUP_ROWS.get(dtype, 0) + 1
+    cases = [
+        (1, (words,), {}, "lookup gemv seed", ["ticket_linear"]),
+        (1, (words,), {"signs": signs}, "lookup gemv two-plane", ["ticket_linear"]),
+        (1, (None,), {"signs": signs}, "lookup gemv sign-only", ["ticket_linear"]),
+        (1, (words,), {"codes": codes}, "lookup gemv ternary", ["lookup_linear"]),
+        (3, (words,), {}, "lookup gemv ternary", ["ticket_codes", "lookup_linear"]),
+        (many, (words,), {}, "four-Russians", ["ticket_codes", "lookup_linear"]),
+        (many, (words,), {"codes": codes}, "four-Russians", ["lookup_linear"]),
+        *([(over, (words,), {"codes": codes}, "materialised", [])] if over < 1000 else []),
+    ]
+    for batch, planes, kept, kernel, called in cases:
+        args = (torch.randn(batch, k, dtype=dtype), *planes, None, *RECIPE)
+        expected = (kernel, called) if dtype != torch.float64 else ("materialised", [])
+        calls.clear()
+        ops.ticket_linear(*args, **kept)
+        assert calls == expected[1]
+        assert ops.explain_op("ticket_linear", *args, **kept).kernel.startswith(expected[0])
+    few = (torch.randn(1, k, dtype=dtype), words[:-1], None, *RECIPE)
+    assert ops.explain_op("ticket_linear", *few).kernel == "materialised"
 
 
 @pytest.mark.parametrize("layout", oracle.FORMATS)
@@ -151,9 +244,15 @@ def test_opcheck(path):
     words, signs = ops.pack_mask(torch.rand(5, 70) < 0.5), ops.sign_words(5, 7, (5, 70))
     for dtype in DTYPES:
         x, _, bias = (oracle.leaf(t) for t in _inputs(3, 70, 5, dtype))
-        recipe = (5, 7, "signed_constant", SIGMA)
-        torch.library.opcheck(ops.ticket_linear, (x, words, bias, *recipe))
-        torch.library.opcheck(ops.ticket_linear, (x, words, None, *recipe, signs))
+        codes = _derived(words, 70, "codes codes_t").values()
+        for args in [
+            (x, words, bias, *RECIPE),
+            (x, words, None, *RECIPE, signs),
+            (x, None, bias, *RECIPE, signs),
+            (x, words, bias, *RECIPE, None, *codes),
+            (x[:, :5], words, None, *RECIPE, None, *codes, 70),
+        ]:
+            torch.library.opcheck(ops.ticket_linear, args)
 
 
 def test_compiled(path):
@@ -165,7 +264,7 @@ def test_compiled(path):
 
 def test_errors():
     x, words = torch.randn(3, 70), torch.zeros(5, 4, dtype=torch.int32)
-    bias, recipe = torch.randn(5), (5, 7, "signed_constant", SIGMA)
+    bias, recipe, codes = torch.randn(5), RECIPE, torch.zeros(5, 16, dtype=torch.int32)
     for error, text, args in [
         (ValueError, r"x: got shape \(\), need last dimension", (x[0, 0], words, None, *recipe)),
         (ValueError, r"words: .*\(5, 4\), need int32 \(5, 2\)", (x[:, :9], words, None, *recipe)),
@@ -178,6 +277,14 @@ def test_errors():
             ValueError,
             r"signs: .*\(4, 4\), need int32 \(5, 4\)",
             (x, words, None, *recipe, words[1:]),
+        ),
+        (ValueError, r"words: got None, which needs", (x, None, None, *recipe)),
+        (ValueError, r"codes: .*\(4, 16\), need", (x, words, None, *recipe, None, codes[1:])),
+        (ValueError, r"codes_t: .*\(5, 16\), need", (x, words, None, *recipe, None, None, codes)),
+        (
+            ValueError,
+            r"x: .*\(3, 70\), need .* last dimension 5",
+            (x, words, None, *recipe, None, None, None, 70),
         ),
     ]:
         with pytest.raises(error, match="ticket_linear: " + text):

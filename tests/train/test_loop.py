@@ -149,6 +149,7 @@ def test_resume_starts_where_the_last_checkpoint_is(tmp_path):
         ({"lr": 0.2}, "recipe"),
         ({"seed": 3}, "seed"),
         ({"train": clusters(60, "train")}, "batches"),
+        ({"extra": {"data": "others"}}, "extra"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(16, 3, bias=False))}, "model"),
     ],
 )
@@ -334,6 +335,43 @@ def test_diverged_training_says_so():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         run(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every: got 0"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"select": "best", "val": None}, "needs a validation loader"),
+        ({"device": "gpu"}, "device: got 'gpu'"),
+        ({"device": "cuda:99"}, "device: got 'cuda:99'"),
+    ],
+)
+def test_a_refused_search_leaves_the_model_dense(options, message):
+    model = build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        run(model, **options)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert type(model[1]) is nn.Linear and model[2].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (st.EdgePopup(density=0.1), "config: density is 0.1, the layer '1' was made with 0.5"),
+        (st.EdgePopup(density=0.5, seed=3), "config: seed is 3, the layer '1' was made with 0"),
+    ],
+)
+def test_a_ticket_quotes_the_config_that_made_its_layers(other, message):
+    model = build()
+    st.sparsify_(model, CONFIG)
+    with pytest.raises(ValueError, match=message):
+        run(model, config=other)
+    result = run(model, epochs=1)
+    assert result.report is None and result.ticket.meta["config"]["density"] == 0.5
 
 
 def test_nothing_to_train():

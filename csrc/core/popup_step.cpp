@@ -1,0 +1,205 @@
+// Score update, straight-through gradient and exact selection in one pass over the scores: the new
+// score goes from its register into the pass of select.h, whose bracket is the last threshold's. On
+// a miss one selection on its own follows.
+//
+// Products and sums are rounded one by one on every level, so that all of them give the same bits.
+#pragma GCC optimize("fp-contract=off")
+
+#include "select.h"
+
+namespace st::ST_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+inline Vec times(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vec minus(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vec over(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vec root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+inline void store(Vec a, float* p) { _mm512_storeu_ps(p, a.v); }
+inline uint32_t not_zero(Vec a) {
+  return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
+inline uint32_t negative(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si512(a.v)); }
+#elif defined(__AVX2__)
+inline Vec times(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline Vec minus(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline Vec over(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline Vec root(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+inline void store(Vec a, float* p) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+inline uint32_t negative(Vec a) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(a.lo) | _mm256_movemask_ps(a.hi) << 8);
+}
+inline uint32_t not_zero(Vec a) {
+  const __m256 none = _mm256_setzero_ps();
+  return negative({_mm256_cmp_ps(a.lo, none, _CMP_NEQ_UQ), _mm256_cmp_ps(a.hi, none, _CMP_NEQ_UQ)});
+}
+#else
+inline Vec times(Vec a, Vec b) {
+  for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
+  return a;
+}
+inline Vec minus(Vec a, Vec b) {
+  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+  return a;
+}
+inline Vec over(Vec a, Vec b) {
+  for (int i = 0; i < 16; ++i) a.v[i] /= b.v[i];
+  return a;
+}
+inline Vec root(Vec a) {
+  for (float& lane : a.v) lane = __builtin_sqrtf(lane);
+  return a;
+}
+inline void store(Vec a, float* p) { std::memcpy(p, a.v, 64); }
+inline uint32_t negative(Vec a) {
+  uint32_t out = 0;
+  for (int i = 0; i < 16; ++i) out |= static_cast<uint32_t>(__builtin_signbit(a.v[i]) != 0) << i;
+  return out;
+}
+inline uint32_t not_zero(Vec a) {
+  uint32_t out = 0;
+  for (int i = 0; i < 16; ++i) out |= static_cast<uint32_t>(!(a.v[i] == 0.0f)) << i;
+  return out;
+}
+#endif
+
+struct Hyper {
+  Vec lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
+};
+inline Hyper spread(const ScoreRule& r) {
+  return {broadcast(r.lr),         broadcast(r.decay), broadcast(r.momentum),
+          broadcast(r.beta1_rest), broadcast(r.beta2), broadcast(r.beta2_rest),
+          broadcast(r.eps),        broadcast(r.root)};
+}
+
+// Up to sixteen values; zeros past the end.
+template <bool whole>
+inline Vec fetch(const float* p, int64_t n) {
+  return whole ? load(p) : load_first(p, n);
+}
+template <bool whole>
+inline void put(Vec a, float* p, int64_t n) {
+  if (whole)
+    store(a, p);
+  else
+    store_first(a, p, n);
+}
+
+// G * W * sign(s), with the weight's sign bits; 0 where an abs score is 0.
+template <bool abs>
+inline Vec straight_through(Vec grad, Vec score, uint32_t signs, Vec sigma) {
+  grad = times(grad, sigma);
+  if (!abs) return flip(grad, signs);
+  return keep(flip(grad, signs ^ negative(score)), not_zero(score));
+}
+
+// Sixteen scores after the update, written and returned; torch's formulas, operation by operation.
+template <bool abs, bool adam, bool whole>
+inline Vec update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Vec sigma,
+                  int64_t first, int64_t n, uint32_t signs) {
+  Vec score = fetch<whole>(s.scores + first, n);
+  Vec grad = fetch<whole>(s.grads + first, n);
+  if (s.signs) grad = straight_through<abs>(grad, score, signs, sigma);
+  if (adam) {
+    const Vec m = fetch<whole>(s.momentum + first, n), v = fetch<whole>(s.variance + first, n);
+    const Vec mean = add(m, times(h.beta1_rest, minus(grad, m)));
+    const Vec square = add(times(v, h.beta2), times(times(h.beta2_rest, grad), grad));
+    const Vec size = add(over(root(square), h.root), h.eps);
+    score = minus(times(score, h.decay), over(times(h.lr, mean), size));
+    put<whole>(mean, s.momentum + first, n);
+    put<whole>(square, s.variance + first, n);
+  } else {
+    if (rule.decay != 0.0f) grad = add(grad, times(h.decay, score));
+    if (s.momentum) {
+      const Vec held = add(times(fetch<whole>(s.momentum + first, n), h.momentum), grad);
+      put<whole>(held, s.momentum + first, n);
+      grad = rule.nesterov ? add(grad, times(h.momentum, held)) : held;
+    }
+    score = minus(score, times(h.lr, grad));
+  }
+  put<whole>(score, s.scores + first, n);
+  return score;
+}
+
+// A row's sign bits in memory order; the last row is remembered.
+struct RowSigns {
+  const Scores& scores;
+  const uint32_t* signs;
+  uint32_t* memory;
+  int64_t row;
+};
+inline uint64_t signs_of(RowSigns& s, int64_t row, int64_t unit) {
+  if (!s.signs) return 0;
+  if (in_order(s.scores)) return load_unit(s.signs + 2 * unit);
+  const int64_t words = row_words(s.scores.layout);
+  if (row != s.row) reorder_row<false>(s.signs + row * words, s.memory, s.scores.layout);
+  s.row = row;
+  return load_unit(s.memory + 2 * unit - row * words);
+}
+
+template <bool abs, bool adam>
+void step_part(const Scores* scores, const ScoreState* states, int64_t count, Range range,
+               const ScoreRule& rule, const SelectScratch& scratch, int thread, Emitter& e) {
+  const Hyper h = spread(rule);
+  each_part(scores, count, range, [&](int64_t t, int64_t begin, int64_t end) {
+    const ScoreState s = states[t];
+    const Vec sigma = broadcast(s.sigma);
+    RowSigns row{scores[t], s.signs, scratch.row + thread * scratch.row_words, -1};
+    uint32_t* const words = scores[t].words;
+    each_unit(scores[t].layout, begin, end, [&](int64_t r, int64_t unit, int64_t first, int64_t n) {
+      const uint64_t signs = signs_of(row, r, unit);
+      Lanes bits[4];
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t part = static_cast<uint32_t>(signs >> (16 * i)) & 0xFFFF;
+        const int64_t at = first + 16 * i, left = n - 16 * i;
+        if (left >= 16)
+          bits[i] = bits_of(update<abs, adam, true>(s, rule, h, sigma, at, 16, part));
+        else if (left > 0)
+          bits[i] = bits_of(update<abs, adam, false>(s, rule, h, sigma, at, left, part));
+        else
+          bits[i] = no_lanes();
+      }
+      emit<abs>(bits, first_bits(n), words + 2 * unit, e);
+    });
+  });
+}
+
+template <bool abs, bool adam>
+Selection step(const Scores* scores, const ScoreState* states, int64_t count, const ScoreRule& rule,
+               int64_t kept, uint32_t hint, const SelectScratch& scratch, int nthreads) {
+  int64_t eligible = 0;
+  for (int64_t t = 0; t < count; ++t)
+    eligible += scores[t].layout.rows * columns_of(scores[t].layout);
+  const bool hinted = hint != 0 && kept > 0;
+  const Bracket bracket = hinted ? hinted_bracket(hint, abs) : Bracket{kHighestKey, kHighestKey};
+  const int64_t units = units_in(scores, count);
+#pragma omp parallel for num_threads(nthreads) schedule(static, 1)
+  for (int thread = 0; thread < nthreads; ++thread) {
+    const Range range = share(units, thread, nthreads);
+    Emitter e = emitter(bracket, scratch, range.begin, thread);
+    step_part<abs, adam>(scores, states, count, range, rule, scratch, thread, e);
+    scratch.parts[thread] = part_of(e, scratch, range.begin);
+  }
+  const SelectPart total = total_of(scratch.parts, nthreads);
+  if (total.nan || kept < 0) return {0, total.nan};
+  Search search{nullptr, 0, eligible, kept, scratch.room, kLowestKey, kHighestKey};
+  if (hinted && judge(total, kept, bracket, search) == Verdict::held)
+    return finish<abs>(scores, count, kept, bracket, scratch, nthreads);
+  return select_list<abs>(scores, count, eligible, kept, 0, scratch, nthreads);
+}
+
+}  // namespace
+
+Selection popup_step(const Scores* ST_RESTRICT scores, const ScoreState* ST_RESTRICT states,
+                     int64_t count, ScoreRule rule, int64_t kept, bool abs, uint32_t hint,
+                     SelectScratch scratch, int nthreads) {
+  const auto run = abs         ? rule.adam ? step<true, true> : step<true, false>
+                   : rule.adam ? step<false, true>
+                               : step<false, false>;
+  return run(scores, states, count, rule, kept, hint, scratch, nthreads);
+}
+
+}  // namespace st::ST_ISA

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import torch
+
+from sparseticket import prng
+from sparseticket.reference import popup_linear_ds as _reference
+from sparseticket.reference.popup_linear import popup_score_grad
+
+from ._dispatch import C, cap, define, nthreads
+from .masked_linear import grad_weight
+from .regenerate import check_recipe, regenerate
+
+__all__ = ["popup_linear_ds"]
+
+
+def _check(grad, x, scores, transform, seed):
+    check_recipe("popup_linear_ds", seed, "signed_constant")
+    if transform not in ("abs", "identity"):
+        raise ValueError(f"popup_linear_ds: transform: got {transform!r}, accepted: abs, identity")
+    if (*grad.shape[:-1], *scores.shape) != (*x.shape[:-1], *grad.shape[-1:], *x.shape[-1:]):
+        raise ValueError(
+            f"popup_linear_ds: grad, x, scores: got {tuple(grad.shape)}, {tuple(x.shape)}, "
+            f"{tuple(scores.shape)}, need [..., O], [..., K], [O, K]"
+        )
+
+
+def _cpu(grad, x, scores, transform, seed, layer, sigma):
+    _check(grad, x, scores, transform, seed)
+    dense = grad_weight(grad, x).to(scores.dtype)
+    if dense.dtype != torch.float32:
+        weight = regenerate(seed, layer, scores.shape, "signed_constant", sigma, dtype=x.dtype)
+        return popup_score_grad(dense, weight, scores, transform).contiguous()
+    dense = dense.contiguous()  # our own product: scaled in place, one pass
+    key, high = prng.stream_key(seed, layer, "sign")
+    C.popup_linear_ds(
+        cap(dense), cap(scores.contiguous()), transform == "abs", sigma, key, high, nthreads()
+    )
+    return dense
+
+
+def _meta(grad, x, scores, transform, seed, layer, sigma):
+    _check(grad, x, scores, transform, seed)
+    return scores.new_empty(scores.shape)
+
+
+def _setup(ctx, inputs, output):
+    grad, x, scores, ctx.transform, *ctx.recipe = inputs
+    ctx.save_for_backward(grad, x, scores)
+
+
+def _backward(ctx, outer):
+    """The op is linear in grad and in x, and constant in the scores almost everywhere."""
+    grad, x, scores = ctx.saved_tensors
+    seed, layer, sigma = ctx.recipe
+    need_grad, need_x, *_ = ctx.needs_input_grad
+    weight = regenerate(
+        seed, layer, scores.shape, "signed_constant", sigma, dtype=x.dtype, device=x.device
+    )
+    inner = popup_score_grad(outer, weight, scores, ctx.transform).to(x.dtype)
+    return (
+        x @ inner.t() if need_grad else None,
+        grad @ inner if need_x else None,
+        *[None] * 5,
+    )
+
+
+popup_linear_ds = define(
+    "popup_linear_ds(Tensor grad, Tensor x, Tensor scores, str transform, int seed, int layer,"
+    " float sigma) -> Tensor",
+    cpu=_cpu,
+    reference=_reference.popup_linear_ds,
+    meta=_meta,
+    backward=_backward,
+    setup_context=_setup,
+)

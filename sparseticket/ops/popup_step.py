@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sparseticket.formats import canonical_shape
+from sparseticket.reference import popup_step as _reference
+
+from ._dispatch import C, cap, caps, check_words, define, nthreads
+from .select_mask import (
+    check_selection,
+    check_static,
+    global_with_floor,
+    memory_order,
+    raise_for_nan,
+)
+
+__all__ = ["popup_step"]
+
+
+def _cpu(
+    scores,
+    grads,
+    momenta,
+    variances,
+    words,
+    state,
+    kept,
+    signs,
+    sigmas,
+    lr,
+    beta1=0.0,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    nesterov=False,
+    step=1,
+    scope="layer",
+    transform="abs",
+    min_keep=0,
+):
+    check_static("popup_step", scores, kept, scope, transform, min_keep)
+    _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope)
+    check_selection("popup_step", scores, kept, None, scope, min_keep)
+    floor = scope == "global" and min_keep > 0
+    rows = [memory_order(s) for s in scores]
+    C.popup_step(
+        caps(flat for flat, _ in rows),
+        [layout for _, layout in rows],
+        caps(_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)),
+        caps(_flat("momenta", m, s) for m, s in zip(momenta, scores, strict=bool(momenta))),
+        caps(_flat("variances", v, s) for v, s in zip(variances, scores, strict=bool(variances))),
+        caps(words),
+        [None if s is None else cap(s.contiguous()) for s in signs],
+        list(sigmas),
+        bool(variances),
+        nesterov,
+        _rule(bool(variances), lr, beta1, beta2, eps, weight_decay, step),
+        [] if floor else list(kept),
+        transform == "abs",
+        scope == "global",
+        cap(state),
+        nthreads(),
+    )
+    if floor:
+        state.copy_(global_with_floor(scores, words, kept[0], None, transform, min_keep))
+    torch.autograd.graph.increment_version([*scores, *momenta, *variances, *words, state])
+    raise_for_nan("popup_step", scores, state)
+
+
+def _rule(adam, lr, beta1, beta2, eps, weight_decay, step):
+    """The kernel's eight numbers; products of settings are taken in float64, as torch does."""
+    if not adam:
+        return [lr, weight_decay, beta1, 0.0, 0.0, 0.0, 0.0, 1.0]
+    decay, rate = 1 - lr * weight_decay, lr / (1 - beta1**step)
+    return [rate, decay, beta1, 1 - beta1, beta2, 1 - beta2, eps, math.sqrt(1 - beta2**step)]
+
+
+def _like(tensor, scores):
+    """``tensor`` flat in the memory order of ``scores``, a copy only where its own is another."""
+    if tensor.stride() != scores.stride() or not memory_order(tensor, copies=False):
+        tensor = torch.empty_like(scores, dtype=tensor.dtype).copy_(tensor)
+    return memory_order(tensor)[0]
+
+
+def _flat(name, tensor, scores):
+    if tensor.shape != scores.shape or tensor.dtype != torch.float32:
+        raise ValueError(
+            f"popup_step: {name}: got {tensor.dtype} {tuple(tensor.shape)}, need torch.float32 "
+            f"{tuple(scores.shape)} like the scores"
+        )
+    if tensor.numel() and tensor.stride() != scores.stride():
+        raise ValueError(
+            f"popup_step: {name}: got strides {tensor.stride()}, need {scores.stride()}, those of "
+            "the scores"
+        )
+    return memory_order(tensor)[0]
+
+
+def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope):
+    lists = {"grads": grads, "words": words, "signs": signs, "sigmas": sigmas}
+    lists |= {k: v for k, v in (("momenta", momenta), ("variances", variances)) if v}
+    for name, given in lists.items():
+        if len(given) != len(scores):
+            raise ValueError(
+                f"popup_step: {name}: got {len(given)} for {len(scores)} score tensors"
+            )
+    if variances and not momenta:
+        raise ValueError("popup_step: momenta: AdamW (variances are given) needs them too")
+    for s, g, w, sign in zip(scores, grads, words, signs, strict=True):
+        if s.dtype != torch.float32:
+            raise TypeError(f"popup_step: scores: got {s.dtype}, need float32, updated in place")
+        if not memory_order(s, copies=False):
+            raise ValueError(
+                f"popup_step: scores: got strides {s.stride()} for shape {tuple(s.shape)}; they "
+                "are updated in place and need to be contiguous or channels-last"
+            )
+        if g.shape != s.shape:
+            raise ValueError(
+                f"popup_step: grads: got shape {tuple(g.shape)}, need {tuple(s.shape)}"
+            )
+        check_words("popup_step", w, *canonical_shape(s.shape))
+        if not w.is_contiguous():
+            raise ValueError("popup_step: words: need contiguous tensors, written in place")
+        if sign is not None:
+            check_words("popup_step", sign, *canonical_shape(s.shape), name="signs")
+    groups = len(scores) if scope == "layer" else 1
+    if state.dtype != torch.int32 or tuple(state.shape) != (groups, 2):
+        raise ValueError(
+            f"popup_step: state: got {state.dtype} {tuple(state.shape)}, need int32 ({groups}, 2)"
+        )
+
+
+def _meta(scores, grads, momenta, variances, words, state, kept, signs, sigmas, *rest, **options):
+    return None
+
+
+popup_step = define(
+    "popup_step(Tensor(a!)[] scores, Tensor[] grads, Tensor(b!)[] momenta, Tensor(c!)[] variances,"
+    " Tensor(d!)[] words, Tensor(e!) state, SymInt[] kept, Tensor?[] signs, float[] sigmas,"
+    " float lr, float beta1=0.0, float beta2=0.999, float eps=1e-08, float weight_decay=0.0,"
+    ' bool nesterov=False, int step=1, str scope="layer", str transform="abs", int min_keep=0)'
+    " -> ()",
+    cpu=_cpu,
+    reference=_reference.popup_step,
+    meta=_meta,
+)
