@@ -176,7 +176,8 @@ def test_core_includes_neither_python_nor_torch():
         for name in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text()):
             assert (ROOT / "csrc/core" / name).is_file() and "/" not in name, (path, name)
         for name in re.findall(r"#\s*include\s*<([^>]+)>", path.read_text()):
-            assert re.fullmatch(r"c[a-z]+|[a-z_]+|(imm|x86)intrin\.h|omp\.h", name), (path, name)
+            # no <algorithm> or containers: the linker would keep one level's copy for all of them
+            assert re.fullmatch(r"c[a-z]+|immintrin\.h|omp\.h", name), (path, name)
 
 
 def test_nothing_imports_tests_or_bench():
