@@ -18,7 +18,7 @@ def output_size(image, weight_shape, stride, padding, dilation):
     ]
 
 
-def _check(words, weight_shape, image, stride, padding, dilation):
+def _check(words, weight_shape, image, stride, padding, dilation, groups):
     check_words("conv2d_taps", words, *canonical_shape(weight_shape))
     if len(image) != 2:
         raise ValueError(f"conv2d_taps: image: got {tuple(image)}, need [H, W]")
@@ -30,7 +30,7 @@ def _check(words, weight_shape, image, stride, padding, dilation):
 
 
 def _cpu(words, weight_shape, image, stride, padding, dilation, groups):
-    _check(words, weight_shape, image, stride, padding, dilation)
+    _check(words, weight_shape, image, stride, padding, dilation, groups)
     x = (1, weight_shape[1] * groups, *image)
     y = (1, weight_shape[0], *output_size(image, weight_shape, stride, padding, dilation))
     geometry = (*weight_shape[2:], *stride, *padding, *dilation, groups)
@@ -42,7 +42,11 @@ def _cpu(words, weight_shape, image, stride, padding, dilation, groups):
 
 
 def _meta(words, weight_shape, image, stride, padding, dilation, groups):
-    _check(words, weight_shape, image, stride, padding, dilation)
+    _check(words, weight_shape, image, stride, padding, dilation, groups)
+    if words.device.type == "meta":
+        raise NotImplementedError(
+            "conv2d_taps: words: the taps of a meta tensor have no known size"
+        )
     return words.new_empty(torch.library.get_ctx().new_dynamic_size())
 
 
@@ -52,4 +56,5 @@ conv2d_taps = define(
     cpu=_cpu,
     reference=_reference.conv2d_taps,
     meta=_meta,
+    check=_check,
 )

@@ -68,14 +68,18 @@ def test_explain_tells_what_runs(calls, dtype):
     torch.manual_seed(0)
     words = ops.pack_mask(torch.rand(5, 70) < 0.5)
     most = oracle.module_of("masked_linear").FUSED_ROWS.get(dtype, 1)
-    for batch in (1, most, most + 1):
+    for batch in (1, most, most + 1, 129):
         x, w, s, b = _inputs(batch, 70, 5, dtype)
         args = (x, w, s, words, b, "abs", *RECIPE)
-        fused = ops.explain_op("popup_linear", *args).kernel.startswith("fused")
-        assert fused == (batch <= most and dtype != torch.float64)
+        choice = ops.explain_op("popup_linear", *args)
+        assert choice[1:] == ops.explain_op("masked_linear", x, w, words)[1:]
+        kernel = choice.kernel.partition(" ")[0]
+        if batch <= most:
+            assert kernel == ("materialised" if dtype == torch.float64 else "fused")
         calls.clear()
         ops.popup_linear(*args)
-        assert calls == (["masked_linear"] if fused else [])
+        called = {"fused": ["masked_linear"], "live": ["masked_linear_live"], "materialised": []}
+        assert calls == called[kernel]
 
 
 def test_explain_tells_what_runs_from_the_seed(calls, path):
