@@ -479,8 +479,7 @@ class SparseModule(nn.Module):
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
             recipe = (self.options.transform, seed, layer, sigma)
-            raw = self._raw_grad_for is not None
-            return (x, weight, self.scores, words, bias, *recipe, *geometry, raw)
+            return (x, weight, self.scores, words, bias, *recipe, *geometry, self._gives_raw_grad())
         if self.form == "compressed":
             shape = (self.weight_shape,) if geometry else ()
             derived = buffers["pattern"], buffers["pattern_t"]
@@ -619,6 +618,10 @@ class SparseModule(nn.Module):
             # float16 may have rounded sigma; every other dtype holds it
             exact = drawn and self.recipe is not None and self.weight.dtype != torch.float16
             self._drawn_at = _version(self.weight) if exact else None
+
+    def _gives_raw_grad(self) -> bool:
+        """Does the optimizer finish the score gradient, from the seed's signs?"""
+        return self._raw_grad_for is not None and self._is_drawn()
 
     @property
     def _takes_seed(self) -> bool:

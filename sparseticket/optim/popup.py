@@ -144,7 +144,7 @@ class _Popup(Optimizer):
 
     def _sign_words(self, module: SparseModule) -> torch.Tensor | None:
         """Remade when another seed was loaded into the module."""
-        if module._raw_grad_for is None:
+        if not module._gives_raw_grad():
             return None
         seed, layer, *_ = module.recipe.arguments()
         source = (seed, layer, module.scores.device)

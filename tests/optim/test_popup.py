@@ -157,6 +157,22 @@ def test_other_weights_get_plain_gradients():
         model(X.to(model[0].dtype))
 
 
+def test_weights_that_left_their_seed_get_plain_gradients():
+    ours, theirs = _model(), _model()
+    optimizer = st.PopupSGD(ours, lr=0.05)
+    for model in (ours, theirs):
+        for module in _scored(model):
+            with torch.no_grad():
+                module.weight.neg_()
+    _train(ours, optimizer, steps=2)
+    plain = torch.optim.SGD([p for p in theirs.parameters() if p.requires_grad], 0.05, 0.9)
+    st.attach(theirs, plain)
+    _train(theirs, plain, steps=2)
+    for a, b in zip(_scored(ours), _scored(theirs), strict=True):
+        torch.testing.assert_close(a.scores, b.scores)
+        assert a.mask == b.mask
+
+
 def test_a_loaded_seed_changes_the_signs():
     model, other = _model(), _model(seed=7)
     optimizer = st.PopupSGD(model, lr=0.05)
