@@ -7,6 +7,7 @@ dense way.
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Callable
@@ -62,6 +63,39 @@ def _select(n_rows, n_columns, density):
     }
 
 
+_INPUTS = {  # what makes ties or order: no slower than random scores
+    "constant": lambda s: torch.full_like(s, 0.5),
+    "sorted": lambda s: s.flatten().sort().values.view_as(s),
+    "7 values": lambda s: s.round().clamp(-3, 3),
+    "90 % zeros": lambda s: torch.where(torch.rand_like(s) < 0.9, 0.0, s),
+}
+
+
+def _select_inputs(n_rows, n_columns, density):
+    torch.manual_seed(0)
+    scores = torch.randn(n_rows, n_columns)
+    kept = int(density * scores.numel())
+    contenders = {"random": lambda: ops.select_mask([scores], [kept])}
+    for name, change in _INPUTS.items():
+        changed = change(scores)
+        contenders[name] = lambda s=changed: ops.select_mask([s], [kept])
+    return {**contenders, "ours": contenders["random"]}
+
+
+def _select_long(n):
+    """Against the memory: a copy of the scores, and one pure read of them."""
+    torch.manual_seed(0)
+    scores = torch.randn(n)
+    kept, copy = n // 2, torch.empty(n)
+    _, state = ops.select_mask([scores], [kept])
+    return {
+        "memcpy": lambda: copy.copy_(scores),
+        "sum (a read)": scores.sum,
+        "ours": lambda: ops.select_mask([scores], [kept]),
+        "ours, last threshold": lambda: ops.select_mask([scores], [kept], None, state),
+    }
+
+
 def _resnet50_scores():
     with torch.device("meta"):
         model = build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000)
@@ -88,11 +122,56 @@ def _select_resnet50(scope):
             return [s.abs().flatten().kthvalue(s.numel() - k) for s, k in pairs]
         return torch.cat([s.abs().flatten() for s in scores]).kthvalue(everything - total[0])
 
-    counts = kept if scope == "layer" else total
+    counts, one = kept if scope == "layer" else total, torch.randn(everything)
+    last = [s.contiguous(memory_format=torch.channels_last) if s.ndim == 4 else s for s in scores]
     return {
         "sort": by_sort,
         "kthvalue": by_kthvalue,
+        "ours, one tensor": lambda: ops.select_mask([one], total),
+        "ours, channels-last": lambda: ops.select_mask(last, counts, scope=scope),
         "ours": lambda: ops.select_mask(scores, counts, scope=scope),
+    }
+
+
+def _popup_step(shapes, adam=False, scope="layer"):
+    """The optimizer pass beside torch's fused one, without and with a selection after it."""
+    torch.manual_seed(0)
+    lr = 1e-4
+    parameters = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+    for p in parameters:
+        p.grad = torch.randn_like(p)
+    if adam:
+        fused = torch.optim.AdamW(parameters, lr=lr, fused=True)
+    else:
+        fused = torch.optim.SGD(parameters, lr=lr, momentum=0.9, fused=True)
+    scores = [p.detach().clone() for p in parameters]
+    grads = [p.grad for p in parameters]
+    held = [torch.zeros_like(s) for s in scores]
+    squares = [torch.zeros_like(s) for s in scores] if adam else []
+    signs = [ops.sign_words(_SEED, i, s) for i, s in enumerate(shapes)]
+    words = [torch.zeros_like(s) for s in signs]
+    kept = [s.numel() // 2 for s in scores]
+    kept = kept if scope == "layer" else [sum(kept)]
+    state = torch.zeros(len(kept), 2, dtype=torch.int32)
+
+    def ours():
+        sigmas = [_SIGMA] * len(scores)
+        args = (scores, grads, held, squares, words, state, kept, signs, sigmas, lr, 0.9)
+        ops.popup_step(*args, scope=scope)
+
+    def both(select):
+        fused.step()
+        return select()
+
+    return {
+        "fused torch": fused.step,
+        "fused torch + sort": lambda: both(
+            lambda: [p.detach().abs().flatten().sort() for p in parameters]
+        ),
+        "fused torch + select_mask": lambda: both(
+            lambda: ops.select_mask(parameters, kept, scope=scope)
+        ),
+        "ours": ours,
     }
 
 
@@ -415,6 +494,108 @@ def _ticket_conv(shape, size, batch, density):
     }
 
 
+def _compressed(shape, size, batch, density):
+    """Input, a dense conv, and its compressed module after a first call."""
+    x, weight, mask, _, (stride, padding, dilation, groups) = _conv_inputs(
+        shape, size, batch, density
+    )
+    dense = torch.nn.Conv2d(
+        shape[1], shape[0], shape[2:], stride, padding, dilation, groups, bias=False
+    )
+    dense.weight.data = weight
+    sparse = st.SparseConv2d.from_dense(dense, mask=mask, form="compressed")
+    with torch.no_grad():
+        sparse(x)
+    return x, dense, sparse
+
+
+def _dense_layouts(call, x, weight):
+    """``call(x, weight)`` in both of torch's memory formats: the faster one is the bar."""
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (x, weight)]
+    return {"dense": lambda: call(x, weight), "dense channels_last": lambda: call(*last)}
+
+
+def _sparse_conv(shape, size, batch, density):
+    x, dense, sparse = _compressed(shape, size, batch, density)
+    weight = dense.weight.detach()
+    place = (None, shape, sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
+    values, words = sparse.values.detach(), sparse.mask_words
+    taps = ops.conv2d_taps(words, shape, x.shape[-2:], *place[2:])
+    code = ops.compile_conv2d(words, shape, x.shape[-2:], *place[2:])
+    return {
+        **_dense_layouts(lambda x, w: F.conv2d(x, w, None, 1, sparse.padding), x, weight),
+        "ours": _without_grad(lambda: sparse(x)),
+        "ours portable": lambda: ops.sparse_conv2d(x, values, words, *place, taps),
+        "ours machine code": lambda: ops.sparse_conv2d(x, values, words, *place, taps, None, code),
+    }
+
+
+def _without_grad(call):
+    def run():
+        with torch.no_grad():
+            return call()
+
+    return run
+
+
+def _sparse_conv_dw(shape, size, batch, density):
+    x, dense, sparse = _compressed(shape, size, batch, density)
+    grad = torch.randn(batch, shape[0], size, size)
+    place = (sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
+
+    def whole(x, w):
+        return torch.ops.aten.convolution_backward(
+            grad, x, w, None, *place[:3], False, [0, 0], 1, [False, True, False]
+        )
+
+    words, live = sparse.mask_words, sparse.values.numel()
+    return {
+        **_dense_layouts(whole, x, dense.weight.detach()),
+        "ours": lambda: ops.sparse_conv2d_dw(x, grad, words, live, shape, *place),
+    }
+
+
+def _conv_pattern(shape, flip):
+    words = ops.pack_mask(_mask(shape, 0.1))
+    place = ((1, 1), (1, 1), (1, 1), 1)
+    live = int(ops.mask_ops(words, None, "popcount"))
+    mask = ops.unpack_mask(words, shape)
+    return {
+        "torch.nonzero": lambda: mask.nonzero(),
+        "ours": (lambda: ops.conv2d_flip(words, shape, 1, live))
+        if flip
+        else (lambda: ops.conv2d_taps(words, shape, (14, 14), *place)),
+    }
+
+
+def _resnet50_inference(density):
+    """The whole network at batch 1, every convolution compressed."""
+    torch.manual_seed(0)
+    models = [build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000) for _ in range(2)]
+    dense, sparse = (model.eval() for model in models)
+    st.sparsify_(sparse, _Compressed(density))
+    x = torch.randn(1, 3, 224, 224)
+    last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    return {
+        "dense": _without_grad(lambda: dense(x)),
+        "dense channels_last": _without_grad(lambda: last(x_last)),
+        "ours": _without_grad(lambda: sparse(x)),
+    }
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """Every convolution at one density, by magnitude."""
+
+    density: float
+
+    def plan(self, name, module):
+        if not isinstance(module, torch.nn.Conv2d):
+            return None
+        return {"density": self.density, "form": "compressed"}
+
+
 def _popup_conv(shape, size, batch, density):
     x, _, _, _, geometry = _conv_inputs(shape, size, batch, density)
     x.requires_grad_()
@@ -472,6 +653,10 @@ _DENSITIES = (0.2, 0.1, 0.05, 0.02, 0.01)
 _CONVS = (((64, 64, 3, 3), 56), ((256, 256, 3, 3), 14), ((512, 512, 3, 3), 7))
 
 
+_RESNET_3X3 = (((64, 64, 3, 3), 56), ((128, 128, 3, 3), 28), *_CONVS[1:])
+_RESNET_1X1 = (((64, 256, 1, 1), 56), ((256, 64, 1, 1), 56))
+
+
 def _conv_name(shape, size):
     return f"{shape[2]}x{shape[3]} {shape[1]}->{shape[0]} at {size}^2"
 
@@ -480,17 +665,30 @@ CASES: dict[str, list[Case]] = {
     "select_mask": [
         Case("2048x2048 keep .5", lambda: _select(*_SQUARE, 0.5), 4 * _N + _N // 8),
         Case("2048x2048 keep .05", lambda: _select(*_SQUARE, 0.05), 4 * _N + _N // 8),
+        Case(
+            "2048x2048 keep .5 kinds of input",
+            lambda: _select_inputs(*_SQUARE, 0.5),
+            4 * _N + _N // 8,
+        ),
+        Case("1e8 keep .5", lambda: _select_long(10**8), 10**8 * 33 // 8),
         Case("ResNet-50 54 layers keep .3", lambda: _select_resnet50("layer"), 25502912 * 33 // 8),
         Case("ResNet-50 global keep .3", lambda: _select_resnet50("global"), 25502912 * 33 // 8),
     ],
-    "pack_mask": [Case("2048x2048", lambda: _pack(_SQUARE), _N + _N // 8)],
-    "unpack_mask": [Case("2048x2048", lambda: _unpack(_SQUARE), _N + _N // 8)],
+    "pack_mask": [
+        Case("2048x2048", lambda: _pack(_SQUARE), _N + _N // 8),
+        Case("2048x2000, ragged rows", lambda: _pack((2048, 2000)), 2048 * 2250),
+    ],
+    "unpack_mask": [
+        Case("2048x2048", lambda: _unpack(_SQUARE), _N + _N // 8),
+        Case("2048x2000, ragged rows", lambda: _unpack((2048, 2000)), 2048 * 2250),
+    ],
     "mask_ops": [
         Case("and 2048x2048", lambda: _mask_ops(_SQUARE, "and"), 3 * _N // 8),
         Case("hamming 2048x2048", lambda: _mask_ops(_SQUARE, "hamming"), 2 * _N // 8),
     ],
     "apply_mask": [
         Case("2048x2048 fp32", lambda: _apply(_SQUARE), 8 * _N + _N // 8),
+        Case("2048x2048 bf16", lambda: _apply(_SQUARE, dtype=torch.bfloat16), 4 * _N + _N // 8),
         Case("512x512x3x3 fp32", lambda: _apply((512, 512, 3, 3)), 2359296 * 65 // 8),
     ],
     "rice_encode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, False), _N // 8)],
@@ -507,8 +705,16 @@ CASES: dict[str, list[Case]] = {
     ],
     "sign_words": [Case("2048x2048", lambda: _signs(_SQUARE), _N // 8)],
     "masked_linear": [
-        Case(f"2048x2048 batch {b} keep .1", lambda b=b: _masked_linear(_SQUARE, b, 0.1), 4 * _N)
-        for b in (1, 4, 16, 128)
+        *(
+            Case(
+                f"2048x2048 batch {b} keep {str(d)[1:]}",
+                lambda b=b, d=d: _masked_linear(_SQUARE, b, d),
+                4 * _N,
+            )
+            for d in (0.1, 0.5, 0.9)
+            for b in (1, 4, 16, 128)
+        ),
+        Case("call overhead: 8x8 batch 1", lambda: _masked_linear((8, 8), 1, 0.5), 256),
     ],
     "ticket_codes": [
         Case("2048x2048", lambda: _ticket_codes(_SQUARE, False), 3 * _BITS),
@@ -645,6 +851,16 @@ CASES: dict[str, list[Case]] = {
     "popup_linear_ds": [
         Case("2048x2048 batch 128", lambda: _popup_linear_ds(_SQUARE, 128), 12 * _N)
     ],
+    "popup_step": [
+        Case("SGD 2048x2048 keep .5", lambda: _popup_step([_SQUARE]), 20 * _N + _N // 4),
+        Case("SGD 4096x4096 keep .5", lambda: _popup_step([(4096, 4096)]), 4 * (20 * _N + _N // 4)),
+        Case("AdamW 2048x2048 keep .5", lambda: _popup_step([_SQUARE], True), 28 * _N + _N // 4),
+        Case(
+            "SGD ResNet-50 global keep .5",
+            lambda: _popup_step([s.shape for s in _resnet50_scores()], scope="global"),
+            25502912 * 81 // 4,
+        ),
+    ],
     "masked_conv2d": [
         Case(
             f"{_conv_name(shape, size)} batch {b} keep .05",
@@ -662,6 +878,41 @@ CASES: dict[str, list[Case]] = {
         )
         for shape, size in _CONVS
     ],
+    "sparse_conv2d": [
+        *(
+            Case(
+                f"{_conv_name(shape, size)} batch {b} keep {d}",
+                lambda shape=shape, size=size, b=b, d=d: _sparse_conv(shape, size, b, d),
+                4 * b * size * size * (shape[0] + shape[1]),
+            )
+            for b in (1, 32)
+            for shape, size in (*_RESNET_3X3, *_RESNET_1X1)
+            for d in (0.1, 0.05, 0.02)
+        ),
+        *(
+            Case(
+                f"ResNet-50 inference batch 1 keep {d}",
+                lambda d=d: _resnet50_inference(d),
+                round(8 * 25.5e6 * d),
+            )
+            for d in (0.1, 0.05)
+        ),
+    ],
+    "sparse_conv2d_dw": [
+        Case(
+            f"{_conv_name(shape, size)} batch 32 keep {d}",
+            lambda shape=shape, size=size, d=d: _sparse_conv_dw(shape, size, 32, d),
+            4 * 32 * size * size * (shape[0] + shape[1]),
+        )
+        for shape, size in _RESNET_3X3
+        for d in (0.1, 0.05)
+    ],
+    "conv2d_taps": [
+        Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), False), 8 * 58982)
+    ],
+    "conv2d_flip": [
+        Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), True), 8 * 58982)
+    ],
     "popup_conv2d": [
         Case(
             f"step {_conv_name(*_CONVS[1])} batch 32 keep .5",
@@ -677,6 +928,15 @@ CASES: dict[str, list[Case]] = {
 }
 
 SWEEPS: list[Sweep] = [
+    *(
+        Sweep(
+            f"{op} {_conv_name(shape, size)} batch {b}",
+            lambda d, f=f, shape=shape, size=size, b=b: f(shape, size, b, d),
+        )
+        for op, f in (("sparse_conv2d", _sparse_conv), ("sparse_conv2d_dw", _sparse_conv_dw))
+        for shape, size in (*_RESNET_3X3, *_RESNET_1X1)
+        for b in (1, 32)
+    ),
     *(
         Sweep(
             f"sparse_linear 2048x2048 batch {b} {name}",

@@ -19,9 +19,14 @@ def _calls() -> dict[str, tuple]:
     words, conv_words = ops.pack_mask(mask), ops.pack_mask(conv_mask)
     x, weight, bias = torch.randn(3, 70), torch.randn(5, 70), torch.randn(5)
     x4d, conv_weight, conv_bias = torch.randn(2, 4, 7, 9), torch.randn(6, 2, 3, 3), torch.randn(6)
-    code = ops.rice_encode(words, 70, 1)
+    code, grad = ops.rice_encode(words, 70, 1), torch.randn(3, 5)
+    live, conv_live = weight[mask], torch.randn(int(conv_mask.sum()))
+    grad4d = torch.randn(2, 6, 7, 9)
     return {
         "apply_mask": (weight, words),
+        "conv2d_flip": (conv_words, (6, 2, 3, 3), 2, len(conv_live)),
+        "conv2d_taps": (conv_words, (6, 2, 3, 3), (7, 9), *GEOMETRY),
+        "gather_live": (weight, words, len(live)),
         "mask_ops": (words, ~words, "xor"),
         "masked_conv2d": (x4d, conv_weight, conv_words, conv_bias, *GEOMETRY),
         "masked_linear": (x, weight, words, bias),
@@ -31,9 +36,18 @@ def _calls() -> dict[str, tuple]:
             *GEOMETRY,
         ),
         "popup_linear": (x, weight, weight + 1, words, bias, "abs", 5, 7, 0.5),
+        "popup_linear_ds": (grad, x, weight + 1, "abs", 5, 7, 0.5),
         "rice_decode": (code, 5, 70, int(mask.sum()), 1),
         "rice_encode": (words, 70, 1),
+        "scatter_live": (live, words, (5, 70)),
         "select_mask": ([weight, x], [100, 30]),
+        "sparse_conv2d": (x4d, conv_live, conv_words, conv_bias, (6, 2, 3, 3), *GEOMETRY),
+        "sparse_conv2d_dw": (x4d, grad4d, conv_words, len(conv_live), (6, 2, 3, 3), *GEOMETRY),
+        "sparse_linear": (x, live, words, bias),
+        "sparse_linear_dw": (grad, x, words, len(live)),
+        "sparse_linear_dx": (grad, live, words, 70),
+        "sparse_pattern": (words, 70, len(live)),
+        "ticket_codes": (words, 70, 5, 7),
         "ticket_conv2d": (x4d, conv_words, conv_bias, *RECIPE, (6, 2, 3, 3), *GEOMETRY),
         "ticket_linear": (x, words, bias, *RECIPE),
         "unpack_mask": (words, (5, 70)),
@@ -41,16 +55,20 @@ def _calls() -> dict[str, tuple]:
 
 
 CALLS = _calls()
-DIFFERENTIABLE = [n for n in CALLS if n.split("_")[0] in ("apply", "masked", "popup", "ticket")]
+LAYERS = ("masked", "popup", "sparse", "ticket")
+DIFFERENTIABLE = ["apply_mask", *(f"{a}_{b}" for a in LAYERS for b in ("linear", "conv2d"))]
+FULL = [(name, name[:6] != "sparse") for name in DIFFERENTIABLE]  # those have values to their mask
 FACTORIES = {"regenerate", "sign_words"}
+MUTATING = {"popup_step"}  # returns nothing
+LAYOUT_OF_KERNELS = {"conv2d_taps", "sparse_pattern"}  # the reference's derived data are its own
 
 
 def test_every_op_is_listed():
     public = {n for n in ops.__all__ if isinstance(getattr(ops, n), torch._ops.OpOverload)}
-    assert public == CALLS.keys() | FACTORIES
+    assert public == CALLS.keys() | FACTORIES | MUTATING
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [n for n in CALLS if n not in LAYOUT_OF_KERNELS])
 def test_the_body_of_other_devices_is_the_reference(name):
     """What a CUDA tensor would meet, run on CPU tensors."""
     op, args = getattr(ops, name), CALLS[name]
@@ -78,8 +96,9 @@ def test_masks_of_another_device_are_refused():
         ops.regenerate(*RECIPE[:2], (5, 70), *RECIPE[2:], words=words.to("meta"), device="cpu")
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["sparse", "full"])
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    ("name", "full"), [(n, f) for n, may in FULL for f in ((False, True) if may else (False,))]
+)
 def test_outputs_may_be_changed_in_place(name, full):
     """As nn.ReLU(inplace=True) does, after every shape of input that is run in its own way."""
     op, (x, *rest) = getattr(ops, name), CALLS[name]

@@ -35,6 +35,7 @@ FLOORS = {
 }
 SAME_FLOOR = {
     ("nn", "masks"): "modules hold packed masks",
+    ("optim", "nn"): "optimizers select the masks of modules",
     ("__main__", "cli"): "python -m sparseticket is the command",
 }
 EXEMPT_FILES = {
@@ -204,12 +205,15 @@ EXEMPT = {  # an empty place in a column and why; "*" is the whole column
     ("kernels", "*"): "the GPU kernels are not written yet",
     ("csrc/core", "popup_linear"): _COMPOSED,
     ("csrc/core", "popup_conv2d"): _COMPOSED,
+    ("csrc/core", "conv2d_flip"): "once a mask: its reference, on packed words",
     ("csrc/core", "sparse_linear_dx"): "the sparse_linear kernel on the transposed pattern",
 }
 HELPERS = {  # a file in a column that is no op and why
     ("reference", "philox"): "the generator that sign_words and regenerate share",
     ("reference", "layout"): "the canonical form that all of them share",
+    ("csrc/core", "conv_code"): "machine code of sparse_conv2d on AVX-512",
     ("csrc/core", "table"): "the list of the kernels of one ISA level",
+    ("tests/ops", "fuzz"): "random calls of several ops, leaks, threads",
 }
 
 

@@ -69,10 +69,12 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("set_isa", &st::set_isa);
   st::bind_conv2d(m);
+  st::bind_conv_code(m);
   st::bind_linear(m);
   st::bind_masks(m);
   st::bind_popup_step(m);
   st::bind_select_mask(m);
+  st::bind_sparse_conv2d(m);
   st::bind_sparse(m);
   st::bind_ticket(m);
   st::bind_weights(m);

@@ -45,11 +45,10 @@ void popup_step(const Capsules& scores, const std::vector<LayoutTuple>& layouts,
   py::gil_scoped_release release;
   for (size_t g = 0; g < groups.size(); ++g) {
     const ScoreGroup& group = groups[g];
-    const SelectMemory memory(list, group);
     const Selection selection = kernels().popup_step(
         list.scores.data() + group.first, states.data() + group.first,
         static_cast<int64_t>(group.count), numbers, kept.empty() ? -1 : kept[g], abs,
-        results[2 * g], memory.scratch(), group.threads);
+        results[2 * g], select_scratch(list, group), group.threads);
     results[2 * g] = selection.threshold;
     results[2 * g + 1] = selection.nan;
   }

@@ -48,7 +48,24 @@ void check_kept(const std::vector<int64_t>& kept, const std::vector<ScoreGroup>&
       throw py::value_error("sparseticket._C: kept: need 0 to the number of candidates");
 }
 
-SelectMemory::SelectMemory(const ScoreList& list, const ScoreGroup& group) {
+namespace {
+
+constexpr size_t kKeptBytes = size_t{1} << 28;  // larger blocks are freed when the next call comes
+
+char* thread_block(size_t bytes) {
+  thread_local std::unique_ptr<char[]> block;
+  thread_local size_t size = 0;
+  if (bytes > size || size > kKeptBytes) {
+    block.reset();
+    block.reset(new char[bytes]);
+    size = bytes;
+  }
+  return block.get();
+}
+
+}  // namespace
+
+SelectScratch select_scratch(const ScoreList& list, const ScoreGroup& group) {
   int64_t units = 0, longest = 0;
   for (size_t i = group.first; i < group.first + group.count; ++i) {
     const Layout& layout = list.scores[i].layout;
@@ -58,15 +75,30 @@ SelectMemory::SelectMemory(const ScoreList& list, const ScoreGroup& group) {
   // A thread's share of the keys or, of a long list, a sixteenth of all of them.
   const int64_t share = (units / group.threads + 1) * 64, part = units * 4 + 65536;
   const int64_t room = share < part ? share : part;
-  const auto sized = [](int64_t n) { return static_cast<size_t>(n); };
-  samples_.reset(new int32_t[sized(2 * kSelectSamples)]);
-  keys_.reset(new int32_t[sized((room + kSelectSlack) * group.threads)]);
-  units_.reset(new SelectUnit[sized(units)]);
-  parts_.reset(new SelectPart[sized(group.threads)]);
-  counts_.reset(new int64_t[sized(kSelectBins * group.threads)]);
-  row_.reset(new uint32_t[sized(longest * group.threads)]);
-  scratch_ = {samples_.get(), keys_.get(), units_.get(), parts_.get(),
-              counts_.get(),  row_.get(),  room,         longest};
+  const auto bytes = [](int64_t n, size_t each) {
+    return (static_cast<size_t>(n) * each + 63) & ~size_t{63};
+  };
+  const size_t sizes[] = {
+      bytes(2 * kSelectSamples, sizeof(int32_t)),
+      bytes((room + kSelectSlack) * group.threads, sizeof(int32_t)),
+      bytes(units, sizeof(SelectUnit)),
+      bytes(group.threads, sizeof(SelectPart)),
+      bytes(kSelectBins * group.threads, sizeof(int64_t)),
+      bytes(longest * group.threads, sizeof(uint32_t)),
+  };
+  size_t total = 0;
+  for (const size_t size : sizes) total += size;
+  char* at[6];
+  at[0] = thread_block(total);
+  for (int i = 1; i < 6; ++i) at[i] = at[i - 1] + sizes[i - 1];
+  return {reinterpret_cast<int32_t*>(at[0]),
+          reinterpret_cast<int32_t*>(at[1]),
+          reinterpret_cast<SelectUnit*>(at[2]),
+          reinterpret_cast<SelectPart*>(at[3]),
+          reinterpret_cast<int64_t*>(at[4]),
+          reinterpret_cast<uint32_t*>(at[5]),
+          room,
+          longest};
 }
 
 namespace {
@@ -87,10 +119,9 @@ void select_mask(const std::vector<py::object>& scores, const std::vector<Layout
   py::gil_scoped_release release;
   for (size_t g = 0; g < groups.size(); ++g) {
     const ScoreGroup& group = groups[g];
-    const SelectMemory memory(list, group);
     const Selection selection = kernels().select_mask(
         list.scores.data() + group.first, static_cast<int64_t>(group.count), group.eligible,
-        kept[g], abs, hinted ? hinted[2 * g] : 0, memory.scratch(), group.threads);
+        kept[g], abs, hinted ? hinted[2 * g] : 0, select_scratch(list, group), group.threads);
     results[2 * g] = selection.threshold;
     results[2 * g + 1] = selection.nan;
   }

@@ -29,19 +29,8 @@ struct ScoreGroup {
 std::vector<ScoreGroup> score_groups(const ScoreList& list, bool global, int nthreads);
 void check_kept(const std::vector<int64_t>& kept, const std::vector<ScoreGroup>& groups);
 
-// Memory for one group; as the kernels touch it, never more than a small part of the scores.
-class SelectMemory {
- public:
-  SelectMemory(const ScoreList& list, const ScoreGroup& group);
-  SelectScratch scratch() const { return scratch_; }
-
- private:
-  std::unique_ptr<int32_t[]> samples_, keys_;
-  std::unique_ptr<SelectUnit[]> units_;
-  std::unique_ptr<SelectPart[]> parts_;
-  std::unique_ptr<int64_t[]> counts_;
-  std::unique_ptr<uint32_t[]> row_;
-  SelectScratch scratch_;
-};
+// Memory for one group, from a block that its thread keeps between calls: pages fresh from the
+// system cost as much as the selection. Calls of one thread must not overlap.
+SelectScratch select_scratch(const ScoreList& list, const ScoreGroup& group);
 
 }  // namespace st

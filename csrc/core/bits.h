@@ -54,8 +54,7 @@ inline uint64_t extract(uint64_t from, uint64_t places) {
 }
 inline uint64_t deposit(uint64_t bits, uint64_t places) {
   uint64_t out = 0;
-  for (; places; places &= places - 1, bits >>= 1)
-    out |= (bits & 1) << __builtin_ctzll(places);
+  for (; places; places &= places - 1, bits >>= 1) out |= (bits & 1) << __builtin_ctzll(places);
   return out;
 }
 #endif
@@ -212,8 +211,8 @@ inline void spread_bytes(uint64_t bits, uint8_t* p) {
   _mm512_storeu_si512(p, _mm512_maskz_set1_epi8(bits, 1));
 #elif defined(__AVX2__)
   const __m256i place = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
-  const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-                                          0x0303030303030303);
+  const __m256i byte =
+      _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
   for (int i = 0; i < 2; ++i, bits >>= 32) {
     const __m256i each =
         _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(bits))), byte);

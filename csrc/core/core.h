@@ -95,7 +95,11 @@ struct ScoreRule {
   float lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
 };
 
-constexpr int64_t kLookupRows = 2048;  // outputs summed at a time: 128 KiB for 16 batch rows
+constexpr int64_t kLookupRows = 4096;  // outputs summed at a time: 256 KiB for 16 batch rows
+
+constexpr int64_t kMaskedLinearPanel = 32;
+constexpr int64_t kMaskedLinearRows = 8;
+constexpr int64_t kMaskedLinearColumns = 128;
 
 struct Conv {
   int64_t batch, channels, height, width;  // input
@@ -107,10 +111,44 @@ struct Batch {
   int64_t groups, samples;
   bool inner;
 };
-struct Tap {
-  int64_t offset;
-  float weight;
+// How the direct convolution lays out and walks an image; from make_conv_plan.
+struct ConvPlan {
+  int64_t phases_h, phases_w, rows, columns;  // zero-padded planes of one channel, one per phase
+  int64_t channel_floats;                     // all planes of a channel
+  int64_t pixels, vectors;                    // of the flat output axis, pad columns included
+  int64_t block_channels, blocks;
+  bool in_place;  // the input's own planes serve
 };
+struct Column {
+  int32_t offset, block;
+};
+struct ConvScratch {
+  float* planes;  // conv_image_floats a thread
+  float* sums;    // conv_sums_floats a thread
+};
+struct TapScratch {
+  Column* columns;   // conv_columns
+  int32_t* starts;   // blocks * outputs + 1
+  int32_t* offsets;  // one a live weight
+  float* values;
+};
+struct GradScratch {
+  float* planes;  // grad_planes_floats
+  float* flat;    // 16 * vectors a thread
+  float* sums;    // 16 * conv_columns a thread
+};
+// What goes with the machine code of a mask; conv_code.cpp.
+struct CodeParts {
+  Column* columns;   // conv_columns, while the code is made
+  int32_t* ranks;    // outputs, likewise
+  int64_t* entries;  // of every strip, in the code
+  int32_t* values;   // of every strip, in the stream
+  int32_t* order;    // places of the stream's values
+};
+constexpr int kStripOutputs = 28;  // accumulators; the other registers hold inputs
+constexpr int kCodeBias = 128;     // values before the register that walks the stream
+constexpr int kTapHeader = 2;      // height and width that a tensor of taps was made for
+constexpr int kConvTile = 8;       // most vectors of pixels kept in registers
 
 }  // namespace st
 
@@ -155,6 +193,10 @@ struct Tap {
     (const uint32_t* ST_RESTRICT words, const uint32_t* ST_RESTRICT signs,                         \
      uint32_t* ST_RESTRICT codes, int64_t rows, int64_t k, bool transposed, uint32_t key,          \
      uint32_t high, int nthreads))                                                                 \
+  X(void, masked_linear_live,                                                                      \
+    (const void* ST_RESTRICT x, const void* ST_RESTRICT weight, const uint32_t* ST_RESTRICT words, \
+     const void* ST_RESTRICT bias, void* ST_RESTRICT y, Dtype dtype, int64_t batch, int64_t rows,  \
+     int64_t k, bool transposed, float* ST_RESTRICT scratch, int nthreads))                        \
   X(void, ticket_linear,                                                                           \
     (const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                 \
      const uint32_t* ST_RESTRICT signs, const void* ST_RESTRICT bias, void* ST_RESTRICT y,         \
@@ -167,6 +209,24 @@ struct Tap {
   X(void, popup_linear_ds,                                                                         \
     (float* ST_RESTRICT grad, const float* ST_RESTRICT scores, int64_t rows, int64_t k, bool abs,  \
      float sigma, uint32_t key, uint32_t high, int nthreads))                                      \
+  X(void, conv2d_taps,                                                                             \
+    (const uint32_t* ST_RESTRICT words, Conv conv, ConvPlan plan, Column* ST_RESTRICT columns,     \
+     int32_t* ST_RESTRICT taps, int64_t live))                                                     \
+  X(void, sparse_conv2d,                                                                           \
+    (const float* ST_RESTRICT x, const float* ST_RESTRICT values, const int32_t* ST_RESTRICT taps, \
+     const float* ST_RESTRICT bias, float* ST_RESTRICT y, Conv conv, ConvPlan plan,                \
+     ConvScratch scratch, float* ST_RESTRICT stream, int64_t live, int nthreads))                  \
+  X(int64_t, conv_code,                                                                            \
+    (const uint32_t* ST_RESTRICT words, Conv conv, ConvPlan plan, CodeParts parts,                 \
+     uint8_t* ST_RESTRICT code))                                                                   \
+  X(void, run_conv_code,                                                                           \
+    (const float* ST_RESTRICT x, const float* ST_RESTRICT values, const float* ST_RESTRICT bias,   \
+     float* ST_RESTRICT y, Conv conv, ConvPlan plan, ConvScratch scratch, CodeParts parts,         \
+     const uint8_t* ST_RESTRICT code, float* ST_RESTRICT stream, int64_t live, int nthreads))      \
+  X(void, sparse_conv2d_dw,                                                                        \
+    (const float* ST_RESTRICT x, const float* ST_RESTRICT grad, const uint32_t* ST_RESTRICT words, \
+     float* ST_RESTRICT out, Conv conv, ConvPlan plan, TapScratch taps, GradScratch scratch,       \
+     int64_t live, int nthreads))                                                                  \
   X(void, sparse_pattern,                                                                          \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int64_t kept, bool transposed,    \
      uint32_t* ST_RESTRICT pattern, int32_t* ST_RESTRICT places))                                  \
@@ -188,12 +248,12 @@ struct Tap {
   X(void, masked_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const float* ST_RESTRICT weight,                                  \
      const uint32_t* ST_RESTRICT words, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
-     Conv conv, float* ST_RESTRICT planes, Tap* ST_RESTRICT taps, int nthreads))                   \
+     Conv conv, ConvPlan plan, ConvScratch scratch, TapScratch taps, int nthreads))                \
   X(void, ticket_conv2d,                                                                           \
     (const float* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                \
      const uint32_t* ST_RESTRICT signs, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
-     Conv conv, float sigma, uint32_t key, uint32_t high, float* ST_RESTRICT planes,               \
-     Tap* ST_RESTRICT taps, int nthreads))
+     Conv conv, float sigma, uint32_t key, uint32_t high, ConvPlan plan, ConvScratch scratch,      \
+     TapScratch taps, int nthreads))
 
 namespace st {
 
@@ -224,15 +284,67 @@ const Kernels& table();
 #endif
 
 namespace {
+// Floats of the panels that hold [batch, k] activations for masked_linear_live, and of all its
+// scratch: those of x [batch, rows or k] and the sums of each thread.
+inline int64_t masked_linear_panel_floats(int64_t batch, int64_t k) {
+  return (batch + kMaskedLinearPanel - 1) / kMaskedLinearPanel * kMaskedLinearPanel * k;
+}
+inline int64_t masked_linear_floats(int64_t batch, int64_t width, bool transposed, int nthreads) {
+  const int64_t sums = transposed ? kMaskedLinearColumns : kMaskedLinearRows;
+  return masked_linear_panel_floats(batch, width + nthreads * sums);
+}
 // uint32 words of `signs` that regenerate needs for each thread.
 inline int64_t regenerate_sign_words(const Layout& layout) {
   return row_words(layout) > 1024 ? row_words(layout) : 1024;
 }
-// Floats of `planes` that the direct convolutions need: zero-padded input planes plus slack for
-// whole-vector reads past the last pixel.
-inline int64_t conv_planes_floats(const Conv& c) {
-  const int64_t rows = c.height + 2 * c.pad_h, columns = c.width + 2 * c.pad_w;
-  return c.batch * c.channels * rows * columns + 16 * c.stride_w + 16;
+inline int64_t conv_columns(const Conv& c) {
+  return c.channels / c.groups * c.kernel_h * c.kernel_w;
+}
+inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
+
+// `live`: weights in all. A block's windows of kConvTile vectors take about three quarters of an L1
+// cache, but segments of fewer than kSegment taps do not pay for their sums' way to memory.
+inline ConvPlan make_conv_plan(const Conv& c, int64_t live) {
+  constexpr int64_t kWindowFloats = 6144, kSegment = 16;
+  ConvPlan p{};
+  p.phases_h = c.stride_h / common_divisor(c.stride_h, c.dilation_h);
+  p.phases_w = c.stride_w / common_divisor(c.stride_w, c.dilation_w);
+  if (p.phases_h > c.kernel_h) p.phases_h = c.kernel_h;
+  if (p.phases_w > c.kernel_w) p.phases_w = c.kernel_w;
+  p.rows = c.out_height + (c.kernel_h - 1) * c.dilation_h / c.stride_h;
+  p.columns = c.out_width + (c.kernel_w - 1) * c.dilation_w / c.stride_w;
+  p.channel_floats = p.phases_h * p.phases_w * p.rows * p.columns;
+  p.pixels = c.out_height && c.out_width ? (c.out_height - 1) * p.columns + c.out_width : 0;
+  p.vectors = (p.pixels + 15) / 16;
+  p.in_place = c.kernel_h == 1 && c.kernel_w == 1 && c.stride_h == 1 && c.stride_w == 1 &&
+               c.pad_h == 0 && c.pad_w == 0 && (p.pixels % 16 == 0 || p.vectors > kConvTile);
+  const int64_t channels = c.channels / c.groups;
+  int64_t window = 16 * kConvTile + (c.kernel_h - 1) * c.dilation_h / c.stride_h * p.columns;
+  if (window > p.rows * p.columns) window = p.rows * p.columns;
+  p.block_channels = kWindowFloats / (p.phases_h * p.phases_w * window + 1) + 1;
+  const int64_t enough = kSegment * c.outputs * channels / (live + 1) + 1;
+  if (p.block_channels < enough) p.block_channels = enough;
+  if (p.block_channels > channels) p.block_channels = channels;
+  p.blocks = (channels + p.block_channels - 1) / p.block_channels;
+  return p;
+}
+
+// Vectors read past the last pixel of the last channel.
+inline int64_t conv_image_floats(const Conv& c, const ConvPlan& p) {
+  return p.in_place ? 0 : c.channels * p.channel_floats + 16 * kConvTile;
+}
+// Images whose planes fit half of an L2 cache together: a live weight's products are summed over
+// them before they are reduced.
+inline int64_t grad_images(const Conv& c, const ConvPlan& p) {
+  const int64_t fit = (1 << 17) / (c.channels * p.channel_floats + 1);
+  return fit < 1 ? 1 : fit > c.batch ? c.batch : fit;
+}
+inline int64_t grad_planes_floats(const Conv& c, const ConvPlan& p) {
+  return grad_images(c, p) * c.channels * p.channel_floats + 16;
+}
+inline int64_t conv_sums_floats(const Conv& c) { return c.outputs * 16 * kConvTile; }
+inline int64_t conv_strips(const Conv& c) {
+  return c.groups * ((c.outputs / c.groups + kStripOutputs - 1) / kStripOutputs);
 }
 // Floats of `tables` that ticket_linear needs: at most 128 a word of a row, whole blocks of words.
 inline int64_t ticket_tables_floats(int64_t k) { return (row_words(k) + 15) / 16 * 16 * 128; }

@@ -78,11 +78,11 @@ inline Vec pick(const PairTable& t, Ints codes) {
   return {_mm512_permutexvar_ps(shift_right(codes, kShift).v, t.v)};
 }
 
-// out[16 * j + i] = in[16 * i + j], of four bytes each
+// out[16 * j + i] = in[stride * i + j], of four bytes each
 template <typename T>
-inline void transpose_block(const T* ST_RESTRICT in, T* ST_RESTRICT out) {
+inline void transpose_block(const T* ST_RESTRICT in, int64_t stride, T* ST_RESTRICT out) {
   __m512i a[16], b[16];
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(in + 16 * i);
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(in + stride * i);
   for (int i = 0; i < 16; i += 2) {
     b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
@@ -209,10 +209,10 @@ inline Vec pick(const PairTable& t, Ints codes) {
 }
 
 template <typename T>
-inline void transpose8(const T* ST_RESTRICT in, T* ST_RESTRICT out) {
+inline void transpose8(const T* ST_RESTRICT in, int64_t stride, T* ST_RESTRICT out) {
   __m256i a[8], b[8];
   for (int i = 0; i < 8; ++i)
-    a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + 16 * i));
+    a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + stride * i));
   for (int i = 0; i < 8; i += 2) {
     b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
     b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
@@ -231,11 +231,11 @@ inline void transpose8(const T* ST_RESTRICT in, T* ST_RESTRICT out) {
   }
 }
 template <typename T>
-inline void transpose_block(const T* ST_RESTRICT in, T* ST_RESTRICT out) {
-  transpose8(in, out);
-  transpose8(in + 8, out + 128);
-  transpose8(in + 128, out + 8);
-  transpose8(in + 136, out + 136);
+inline void transpose_block(const T* ST_RESTRICT in, int64_t stride, T* ST_RESTRICT out) {
+  transpose8(in, stride, out);
+  transpose8(in + 8, stride, out + 128);
+  transpose8(in + 8 * stride, stride, out + 8);
+  transpose8(in + 8 * stride + 8, stride, out + 136);
 }
 
 #else
@@ -330,9 +330,9 @@ inline Vec pick(const PairTable& t, Ints codes) {
 }
 
 template <typename T>
-inline void transpose_block(const T* ST_RESTRICT in, T* ST_RESTRICT out) {
+inline void transpose_block(const T* ST_RESTRICT in, int64_t stride, T* ST_RESTRICT out) {
   for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 16; ++j) out[16 * j + i] = in[16 * i + j];
+    for (int j = 0; j < 16; ++j) out[16 * j + i] = in[stride * i + j];
 }
 
 #endif
@@ -358,38 +358,44 @@ struct Planes {
   uint32_t key, high;
 };
 
-constexpr int64_t kTileRows = 128;  // whose words a thread reads before it goes on to the next ones
+constexpr int64_t kTileRows = 64;  // whose words a thread reads before it goes on to the next ones
 
-// n <= 16 words of a row. Rows are far apart, so the processor does not see which line comes next.
-inline void read_words(const uint32_t* ST_RESTRICT from, int64_t n, int64_t words_a_row,
-                       uint32_t* ST_RESTRICT to) {
-  __builtin_prefetch(from + kTileRows * words_a_row);
-  if (n == 16)
-    std::memcpy(to, from, 64);
-  else
-    std::memcpy(to, from, static_cast<size_t>(n) * 4);
+// lanes[16 * j + i]: word w + j of row + i of a plane, for sixteen words and rows; past the ends,
+// 0.
+inline void plane_by_lane(const uint32_t* ST_RESTRICT plane, const Planes& p, int64_t row,
+                          int64_t w, uint32_t* ST_RESTRICT lanes) {
+  const int64_t stride = row_words(p.k);
+  const int64_t rows = p.rows - row < 16 ? p.rows - row : 16;
+  const int64_t n = stride - w < 16 ? stride - w : 16;
+  const uint32_t* const from = plane + row * stride + w;
+  // Rows are far apart, so the processor does not see which line comes next.
+  for (int64_t i = 0; i < rows; ++i) __builtin_prefetch(from + (kTileRows + i) * stride, 0, 2);
+  if (rows == 16 && n == 16) return transpose_block(from, stride, lanes);
+  uint32_t block[256] = {};
+  for (int64_t i = 0; i < rows; ++i)
+    std::memcpy(block + 16 * i, from + i * stride, static_cast<size_t>(n) * 4);
+  transpose_block(block, 16, lanes);
 }
 
-// kept[16 * j + i], negative[16 * j + i]: word w + j of row + i, for sixteen words and rows; past
-// the last row, 0. If all weights are kept, only `negative` is written.
+// The sign words that the generator makes for the same place.
+inline void signs_by_lane(const Planes& p, int64_t row, int64_t w, uint32_t* ST_RESTRICT lanes) {
+  const int64_t stride = row_words(p.k);
+  const int64_t n = stride - w < 16 ? stride - w : 16;
+  uint32_t block[256] = {};
+  for (int64_t i = 0; i < 16 && row + i < p.rows; ++i)
+    philox_run<true>(static_cast<uint64_t>(((row + i) * stride + w) / 2), n / 2, p.key, p.high,
+                     block + 16 * i);
+  transpose_block(block, 16, lanes);
+}
+
+// Both planes; if all weights are kept, only `negative` is written.
 inline void planes_by_lane(const Planes& p, int64_t row, int64_t w, uint32_t* ST_RESTRICT kept,
                            uint32_t* ST_RESTRICT negative) {
-  const int64_t words_a_row = row_words(p.k);
-  const int64_t rows = p.rows - row < 16 ? p.rows - row : 16;
-  const int64_t n = words_a_row - w < 16 ? words_a_row - w : 16;
-  uint32_t block[256] = {};
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t first = (row + i) * words_a_row + w;
-    if (p.signs)
-      read_words(p.signs + first, n, words_a_row, block + 16 * i);
-    else
-      philox_run<true>(static_cast<uint64_t>(first / 2), n / 2, p.key, p.high, block + 16 * i);
-  }
-  transpose_block(block, negative);
-  if (!p.words) return;
-  for (int64_t i = 0; i < rows; ++i)
-    read_words(p.words + (row + i) * words_a_row + w, n, words_a_row, block + 16 * i);
-  transpose_block(block, kept);
+  if (p.signs)
+    plane_by_lane(p.signs, p, row, w, negative);
+  else
+    signs_by_lane(p, row, w, negative);
+  if (p.words) plane_by_lane(p.words, p, row, w, kept);
 }
 
 }  // namespace

@@ -10,17 +10,6 @@ namespace {
 
 constexpr int64_t kPanel = 64;
 
-inline void store(Vec a, float* p) {
-#if defined(__AVX512F__)
-  _mm512_storeu_ps(p, a.v);
-#elif defined(__AVX2__)
-  _mm256_storeu_ps(p, a.lo);
-  _mm256_storeu_ps(p + 8, a.hi);
-#else
-  for (int i = 0; i < 16; ++i) p[i] = a.v[i];
-#endif
-}
-
 #if defined(__AVX512F__)
 inline void store(Vec a, bf16* p) {  // rounds to nearest even
   const __m512i bits = _mm512_castps_si512(a.v);

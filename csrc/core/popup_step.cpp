@@ -1,6 +1,6 @@
-// Score update, straight-through gradient and exact selection in one pass over the scores: the new
-// score goes from its register into the pass of select.h, whose bracket is the last threshold's. On
-// a miss one selection on its own follows.
+// Score update, straight-through gradient and exact selection in one pass over memory: a few
+// hundred scores are updated and go, still in the cache, through the pass of select.h with the
+// bracket of the last threshold. On a miss one selection on its own follows.
 //
 // Products and sums are rounded one by one on every level, so that all of them give the same bits.
 #pragma GCC optimize("fp-contract=off")
@@ -15,26 +15,27 @@ inline Vec times(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Vec minus(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Vec over(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline Vec root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
-inline void store(Vec a, float* p) { _mm512_storeu_ps(p, a.v); }
 inline uint32_t not_zero(Vec a) {
   return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 }
-inline uint32_t negative(Vec a) { return _mm512_movepi32_mask(_mm512_castps_si512(a.v)); }
+inline Vec flip_like(Vec a, Vec sign) {  // change the sign where that one has its sign bit
+  return {_mm512_xor_ps(a.v, _mm512_and_ps(sign.v, _mm512_set1_ps(-0.0f)))};
+}
 #elif defined(__AVX2__)
 inline Vec times(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
 inline Vec minus(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline Vec over(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 inline Vec root(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
-inline void store(Vec a, float* p) {
-  _mm256_storeu_ps(p, a.lo);
-  _mm256_storeu_ps(p + 8, a.hi);
-}
-inline uint32_t negative(Vec a) {
-  return static_cast<uint32_t>(_mm256_movemask_ps(a.lo) | _mm256_movemask_ps(a.hi) << 8);
+inline Vec flip_like(Vec a, Vec sign) {
+  const __m256 bit = _mm256_set1_ps(-0.0f);
+  return {_mm256_xor_ps(a.lo, _mm256_and_ps(sign.lo, bit)),
+          _mm256_xor_ps(a.hi, _mm256_and_ps(sign.hi, bit))};
 }
 inline uint32_t not_zero(Vec a) {
   const __m256 none = _mm256_setzero_ps();
-  return negative({_mm256_cmp_ps(a.lo, none, _CMP_NEQ_UQ), _mm256_cmp_ps(a.hi, none, _CMP_NEQ_UQ)});
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, none, _CMP_NEQ_UQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, none, _CMP_NEQ_UQ));
+  return static_cast<uint32_t>(lo | hi << 8);
 }
 #else
 inline Vec times(Vec a, Vec b) {
@@ -53,11 +54,9 @@ inline Vec root(Vec a) {
   for (float& lane : a.v) lane = __builtin_sqrtf(lane);
   return a;
 }
-inline void store(Vec a, float* p) { std::memcpy(p, a.v, 64); }
-inline uint32_t negative(Vec a) {
-  uint32_t out = 0;
-  for (int i = 0; i < 16; ++i) out |= static_cast<uint32_t>(__builtin_signbit(a.v[i]) != 0) << i;
-  return out;
+inline Vec flip_like(Vec a, Vec sign) {
+  for (int i = 0; i < 16; ++i) a.v[i] = __builtin_signbit(sign.v[i]) ? -a.v[i] : a.v[i];
+  return a;
 }
 inline uint32_t not_zero(Vec a) {
   uint32_t out = 0;
@@ -65,6 +64,8 @@ inline uint32_t not_zero(Vec a) {
   return out;
 }
 #endif
+
+constexpr int64_t kBlockUnits = 4;
 
 struct Hyper {
   Vec lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
@@ -91,15 +92,14 @@ inline void put(Vec a, float* p, int64_t n) {
 // G * W * sign(s), with the weight's sign bits; 0 where an abs score is 0.
 template <bool abs>
 inline Vec straight_through(Vec grad, Vec score, uint32_t signs, Vec sigma) {
-  grad = times(grad, sigma);
-  if (!abs) return flip(grad, signs);
-  return keep(flip(grad, signs ^ negative(score)), not_zero(score));
+  grad = flip(times(grad, sigma), signs);
+  return abs ? keep(flip_like(grad, score), not_zero(score)) : grad;
 }
 
-// Sixteen scores after the update, written and returned; torch's formulas, operation by operation.
+// Sixteen scores; torch's formulas, operation by operation.
 template <bool abs, bool adam, bool whole>
-inline Vec update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Vec sigma,
-                  int64_t first, int64_t n, uint32_t signs) {
+inline void update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Vec sigma,
+                   int64_t first, int64_t n, uint32_t signs) {
   Vec score = fetch<whole>(s.scores + first, n);
   Vec grad = fetch<whole>(s.grads + first, n);
   if (s.signs) grad = straight_through<abs>(grad, score, signs, sigma);
@@ -121,7 +121,14 @@ inline Vec update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Ve
     score = minus(score, times(h.lr, grad));
   }
   put<whole>(score, s.scores + first, n);
-  return score;
+}
+
+// So that memory keeps working while a block is being selected.
+inline void ahead(const ScoreState& s, int64_t first) {
+  __builtin_prefetch(s.scores + first + kAhead, 1);
+  __builtin_prefetch(s.grads + first + kAhead);
+  if (s.momentum) __builtin_prefetch(s.momentum + first + kAhead, 1);
+  if (s.variance) __builtin_prefetch(s.variance + first + kAhead, 1);
 }
 
 // A row's sign bits in memory order; the last row is remembered.
@@ -149,21 +156,20 @@ void step_part(const Scores* scores, const ScoreState* states, int64_t count, Ra
     const Vec sigma = broadcast(s.sigma);
     RowSigns row{scores[t], s.signs, scratch.row + thread * scratch.row_words, -1};
     uint32_t* const words = scores[t].words;
-    each_unit(scores[t].layout, begin, end, [&](int64_t r, int64_t unit, int64_t first, int64_t n) {
-      const uint64_t signs = signs_of(row, r, unit);
-      Lanes bits[4];
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t part = static_cast<uint32_t>(signs >> (16 * i)) & 0xFFFF;
-        const int64_t at = first + 16 * i, left = n - 16 * i;
-        if (left >= 16)
-          bits[i] = bits_of(update<abs, adam, true>(s, rule, h, sigma, at, 16, part));
-        else if (left > 0)
-          bits[i] = bits_of(update<abs, adam, false>(s, rule, h, sigma, at, left, part));
-        else
-          bits[i] = no_lanes();
-      }
-      emit<abs>(bits, first_bits(n), words + 2 * unit, e);
-    });
+    each_run(scores[t].layout, begin, end, !in_order(scores[t]), kBlockUnits,
+             [&](int64_t r, int64_t unit, int64_t first, int64_t n) {
+               uint64_t signs = 0;
+               for (int64_t i = 0; i < n; i += 16, signs >>= 16) {
+                 if (i % 64 == 0) signs = signs_of(row, r, unit + i / 64);
+                 ahead(s, first + i);
+                 const uint32_t part = static_cast<uint32_t>(signs) & 0xFFFF;
+                 if (n - i >= 16)
+                   update<abs, adam, true>(s, rule, h, sigma, first + i, 16, part);
+                 else
+                   update<abs, adam, false>(s, rule, h, sigma, first + i, n - i, part);
+               }
+               emit<abs>(s.scores + first, n, nullptr, words + 2 * unit, e);
+             });
   });
 }
 

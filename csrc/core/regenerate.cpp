@@ -111,8 +111,8 @@ void drawn(T* ST_RESTRICT out, const uint32_t* ST_RESTRICT words, const float* S
                   key, high);
       if (words)
         for (int64_t i = 0; i < n; i += 16)
-          store_first(keep(load(values + i), words[row * words_a_row + ((first + i) >> 5)] >>
-                                                 (i & 16) & 0xFFFF),
+          store_first(keep(load(values + i),
+                           words[row * words_a_row + ((first + i) >> 5)] >> (i & 16) & 0xFFFF),
                       values + i, 16);
       place_values(values, first, n, layout, out + row * columns);
     }

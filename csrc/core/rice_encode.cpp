@@ -10,7 +10,7 @@ struct BitWriter {
   uint8_t* out;
   const uint8_t* end;
   uint64_t buffer = 0;
-  int64_t filled = 0, written = 0;  // bits
+  int64_t filled = 0, written = 0;      // bits
   bool put(uint64_t bits, int64_t n) {  // n <= 56
     if (end - out < 8) return false;
     buffer |= bits << filled;

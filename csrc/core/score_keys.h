@@ -35,7 +35,6 @@ struct Lanes {
   __m512i v;
 };
 inline Lanes load_lanes(const void* p) { return {_mm512_loadu_si512(p)}; }
-inline Lanes bits_of(Vec a) { return {_mm512_castps_si512(a.v)}; }
 inline Lanes magnitude(Lanes a) { return {_mm512_abs_epi32(a.v)}; }
 inline Lanes larger(Lanes a, Lanes b) { return {_mm512_max_epu32(a.v, b.v)}; }
 template <bool abs>
@@ -66,7 +65,6 @@ inline Lanes load_lanes(const void* p) {
   const __m256i* q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
-inline Lanes bits_of(Vec a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
 inline Lanes magnitude(Lanes a) { return {_mm256_abs_epi32(a.lo), _mm256_abs_epi32(a.hi)}; }
 inline Lanes larger(Lanes a, Lanes b) {
   return {_mm256_max_epu32(a.lo, b.lo), _mm256_max_epu32(a.hi, b.hi)};
@@ -118,7 +116,6 @@ inline Lanes load_lanes(const void* p) {
   std::memcpy(a.v, p, 64);
   return a;
 }
-inline Lanes bits_of(Vec a) { return load_lanes(a.v); }
 inline Lanes magnitude(Lanes a) {
   for (int32_t& lane : a.v) lane = lane < 0 ? -lane : lane;
   return a;
@@ -215,21 +212,22 @@ void reorder_taps(const uint32_t* ST_RESTRICT in, uint32_t* ST_RESTRICT out, con
   for (int64_t first = 0; first < channels; first += 64) {
     const int64_t base = first / 64 * taps, present = channels - first;
     const int64_t here = units - base < taps ? units - base : taps;
+#pragma GCC unroll 9
     for (int64_t s = 0; s < taps; ++s) {
       const int64_t place = s * channels + first;
       uint64_t bits = to_canonical ? 0 : bits_at(in, units, place) & first_bits(present);
-      int64_t offset = s, done = 0;  // the tap's next bit in the unit; channels passed
-      for (int64_t u = 0; u < here && done < 64; ++u, offset -= 64) {
-        if (offset >= 64) continue;
+#pragma GCC unroll 9
+      for (int64_t u = 0; u < (kTaps ? kTaps : here); ++u) {
+        // The first channel whose bit of this tap is not before the unit, and its place there.
+        const int64_t channel = 64 * u > s ? (64 * u - s + taps - 1) / taps : 0;
+        const int64_t offset = channel * taps + s - 64 * u;
+        if (u >= here || offset >= 64 || channel >= 64) continue;
         uint32_t* const to = out + 2 * (base + u);
         const uint64_t mask = every << offset;
         if (to_canonical)
-          bits |= gather_bits(load_unit(in + 2 * (base + u)), mask) << done;
+          bits |= gather_bits(load_unit(in + 2 * (base + u)), mask) << channel;
         else
-          store_unit(to, load_unit(to) | spread_bits(bits >> done, mask));
-        const int64_t step = __builtin_popcountll(mask);
-        done += step;
-        offset += step * taps;
+          store_unit(to, load_unit(to) | spread_bits(bits >> channel, mask));
       }
       if (to_canonical) add_bits(out, units, place, bits);
     }

@@ -11,7 +11,8 @@ namespace st {
 namespace {
 
 constexpr int32_t kHintWidth = 1 << 15;  // keys around the last threshold tried first
-constexpr int kSampledBrackets = 2;      // then bisection, which no input can defeat
+constexpr int64_t kAhead = 1024;     // scores fetched early: the hardware stops at ends of pages
+constexpr int kSampledBrackets = 2;  // then bisection, which no input can defeat
 
 struct Bracket {
   int32_t lo, hi;  // inclusive
@@ -37,15 +38,21 @@ inline int64_t units_in(const Scores* scores, int64_t count) {
   return units;
 }
 
-// visit(row, unit, first element, elements in it) for units [begin, end) of a tensor.
+// visit(row, unit, first element, elements) for stretches of at most `most` of a tensor's units
+// [begin, end); one ends with its row where the row does not fill its last unit, or `by_row`.
 template <typename Visit>
-inline void each_unit(const Layout& layout, int64_t begin, int64_t end, const Visit& visit) {
+inline void each_run(const Layout& layout, int64_t begin, int64_t end, bool by_row, int64_t most,
+                     const Visit& visit) {
   const int64_t columns = columns_of(layout), units = row_words(layout) / 2;
+  by_row |= columns % 64 != 0;
   for (int64_t unit = begin; unit < end;) {
-    const int64_t row = unit / units, stop = row * units + units < end ? row * units + units : end;
-    int64_t first = row * columns + (unit - row * units) * 64, left = (row + 1) * columns - first;
-    for (; unit < stop; ++unit, first += 64, left -= 64)
-      visit(row, unit, first, left < 64 ? left : 64);
+    const int64_t row = unit / units, row_end = by_row ? row * units + units : end;
+    const int64_t stop = row_end < end ? row_end : end;
+    const int64_t next = stop - unit < most ? stop : unit + most;
+    const int64_t first = row * columns + (unit - row * units) * 64;
+    const int64_t left = by_row ? (row + 1) * columns - first : (next - unit) * 64;
+    visit(row, unit, first, left < (next - unit) * 64 ? left : (next - unit) * 64);
+    unit = next;
   }
 }
 
@@ -78,48 +85,56 @@ inline Emitter emitter(Bracket bracket, const SelectScratch& scratch, int64_t fi
           no_lanes(), bracket.lo < bracket.hi,    false};
 }
 
-// The mask bits of 64 scores. `eligible` has a bit for every score that may be kept.
-template <bool abs>
-inline void emit(const Lanes (&bits)[4], uint64_t eligible, uint32_t* words, Emitter& e) {
-  Lanes keys[4];
-  uint64_t definite = 0, short_of = 0;
-  for (int i = 0; i < 4; ++i) {
-    keys[i] = keys_of<abs>(bits[i]);
-    e.largest = larger(e.largest, abs ? keys[i] : magnitude(keys[i]));
-    definite |= static_cast<uint64_t>(above(keys[i], e.bracket.hi)) << (16 * i);
-    short_of |= static_cast<uint64_t>(below(keys[i], e.bracket.lo)) << (16 * i);
-  }
-  definite &= eligible;
-  const uint64_t inside = eligible & ~(definite | short_of);
-  store_unit(words, definite);
-  e.above += __builtin_popcountll(definite);
-  if (!inside) return;
-  e.inside += __builtin_popcountll(inside);
-  *e.units++ = {words, inside};
-  if (!e.collect) return;
-  int32_t* end = e.keys;
-  for (int i = 0; i < 4; ++i) end = append(keys[i], inside >> (16 * i) & 0xFFFF, end);
-  e.keys = end;
-  if (end > e.keys_end) {
-    e.overflow = true;
-    e.collect = false;
-  }
-}
-
-inline SelectPart part_of(const Emitter& e, const SelectScratch& scratch, int64_t first_unit) {
-  return {e.above,    e.inside, e.units - (scratch.units + first_unit), holds_nan(e.largest),
-          e.overflow, nullptr};
-}
-
 // Up to 64 scores as lanes, zeros past the end.
-inline void load_unit_bits(const float* p, int64_t n, Lanes (&bits)[4]) {
-  if (n == 64) {
+inline void load_scores(const float* p, int64_t n, Lanes (&bits)[4]) {
+  if (n >= 64) {
     for (int i = 0; i < 4; ++i) bits[i] = load_lanes(p + 16 * i);
     return;
   }
   uint32_t padded[64] = {};
   std::memcpy(padded, p, static_cast<size_t>(n) * 4);
   for (int i = 0; i < 4; ++i) bits[i] = load_lanes(padded + 16 * i);
+}
+
+// Words of n scores. `eligible` has a bit for every score that may be kept, or is null.
+template <bool abs>
+void emit(const float* p, int64_t n, const uint32_t* eligible, uint32_t* words, Emitter& e) {
+  Emitter local = e;  // in registers
+  for (; n > 0; n -= 64, p += 64, words += 2) {
+    Lanes bits[4], keys[4];
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(p + kAhead + 16 * i);
+    load_scores(p, n, bits);
+    uint64_t definite = 0, short_of = 0;
+    for (int i = 0; i < 4; ++i) {
+      keys[i] = keys_of<abs>(bits[i]);
+      local.largest = larger(local.largest, abs ? keys[i] : magnitude(keys[i]));
+      definite |= static_cast<uint64_t>(above(keys[i], local.bracket.hi)) << (16 * i);
+      short_of |= static_cast<uint64_t>(below(keys[i], local.bracket.lo)) << (16 * i);
+    }
+    uint64_t may = first_bits(n);
+    if (eligible) {
+      may &= load_unit(eligible);
+      eligible += 2;
+    }
+    definite &= may;
+    store_unit(words, definite);
+    local.above += __builtin_popcountll(definite);
+    const uint64_t inside = may & ~(definite | short_of);
+    if (!inside) continue;
+    local.inside += __builtin_popcountll(inside);
+    *local.units++ = {words, inside};
+    if (!local.collect) continue;
+    for (int i = 0; i < 4; ++i)
+      local.keys = append(keys[i], inside >> (16 * i) & 0xFFFF, local.keys);
+    local.overflow |= local.keys > local.keys_end;
+    local.collect &= !local.overflow;
+  }
+  e = local;
+}
+
+inline SelectPart part_of(const Emitter& e, const SelectScratch& scratch, int64_t first_unit) {
+  return {e.above,    e.inside, e.units - (scratch.units + first_unit), holds_nan(e.largest),
+          e.overflow, nullptr};
 }
 
 // For contiguous convolutions the pass works in memory order, so `within` has to be put in that
@@ -139,12 +154,11 @@ SelectPart pass_part(const Scores* scores, int64_t count, Range range, Bracket b
   each_part(scores, count, range, [&](int64_t t, int64_t begin, int64_t end) {
     const Scores s = scores[t];
     const uint32_t* const eligible = s.within && !in_order(s) ? s.words : s.within;
-    each_unit(s.layout, begin, end, [&](int64_t, int64_t unit, int64_t first, int64_t n) {
-      Lanes bits[4];
-      load_unit_bits(s.data + first, n, bits);
-      const uint64_t may = eligible ? load_unit(eligible + 2 * unit) : ~0ull;
-      emit<abs>(bits, may & first_bits(n), s.words + 2 * unit, e);
-    });
+    each_run(s.layout, begin, end, false, units_of(s.layout),
+             [&](int64_t, int64_t unit, int64_t first, int64_t n) {
+               emit<abs>(s.data + first, n, eligible ? eligible + 2 * unit : nullptr,
+                         s.words + 2 * unit, e);
+             });
   });
   return part_of(e, scratch, range.begin);
 }
@@ -404,8 +418,9 @@ inline bool may_keep(const Scores& s, int64_t element) {
   return s.within[row * row_words(s.layout) + (k >> 5)] >> (k & 31) & 1;
 }
 
-// Fixed pseudo-random positions, one in every stretch of the whole list; every score if there are
-// few. Returns how many of them were eligible.
+// Fixed pseudo-random positions, one in every stretch of the whole list, four neighbours at each
+// (what a sample costs is the cache miss); every score if there are few. Returns how many were
+// eligible.
 template <bool abs>
 int64_t sample(const Scores* scores, int64_t count, int32_t* ST_RESTRICT samples) {
   const auto elements = [](const Scores& s) { return s.layout.rows * columns_of(s.layout); };
@@ -416,10 +431,11 @@ int64_t sample(const Scores* scores, int64_t count, int32_t* ST_RESTRICT samples
                          : total < (1 << 22) ? 4096
                          : total < (1 << 25) ? 16384
                                              : kSelectSamples;
-  const int64_t stretch = (total << 24) / wanted;  // 40.24 bits
+  const int64_t run = total <= 4096 ? 1 : 4, runs = wanted / run;
+  const int64_t stretch = (total << 24) / runs;  // 40.24 bits
   int64_t taken = 0, tensor = 0, before = 0, after = elements(scores[0]);
   uint64_t jitter = 0x9E3779B97F4A7C15u;
-  for (int64_t i = 0; i < wanted; ++i) {
+  for (int64_t i = 0; i < runs; ++i) {
     jitter = jitter * 6364136223846793005u + 1442695040888963407u;
     const int64_t offset = static_cast<int64_t>(jitter >> 40) * (stretch >> 24);
     const int64_t at = (i * stretch + offset) >> 24;
@@ -428,8 +444,8 @@ int64_t sample(const Scores* scores, int64_t count, int32_t* ST_RESTRICT samples
       after += elements(scores[++tensor]);
     }
     const Scores& s = scores[tensor];
-    if (s.within && !may_keep(s, at - before)) continue;
-    samples[taken++] = key_of<abs>(s.data[at - before]);
+    for (int64_t j = at; j < at + run && j < after; ++j)
+      if (!s.within || may_keep(s, j - before)) samples[taken++] = key_of<abs>(s.data[j - before]);
   }
   return taken;
 }

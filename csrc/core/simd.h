@@ -55,11 +55,7 @@ inline Vec load_first(const float* p, int64_t n) {
 inline Vec load_first(const bf16* p, int64_t n) {
   return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
-inline Vec load_strided(const float* p, int64_t stride) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return {_mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))),
-                              p, 4)};
-}
+inline void store(Vec a, float* p) { _mm512_storeu_ps(p, a.v); }
 inline void store_first(Vec a, float* p, int64_t n) {
   _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
 }
@@ -72,11 +68,6 @@ inline Vec keep(Vec a, uint32_t bits) {
 inline Vec flip(Vec a, uint32_t bits) {  // change the sign where the bit is 1
   const __m512i sign = _mm512_maskz_set1_epi32(static_cast<__mmask16>(bits), INT32_MIN);
   return {_mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a.v), sign))};
-}
-inline uint32_t in_range(const uint32_t* keys, uint32_t lo, uint32_t width) {  // of 16 keys
-  const __m512i above =
-      _mm512_sub_epi32(_mm512_loadu_si512(keys), _mm512_set1_epi32(static_cast<int>(lo)));
-  return _mm512_cmple_epu32_mask(above, _mm512_set1_epi32(static_cast<int>(width)));
 }
 inline float sum(Vec a) {
   const __m256 half =
@@ -116,10 +107,9 @@ inline Vec load_first(const bf16* p, int64_t n) {
   std::memcpy(padded, p, static_cast<size_t>(n) * sizeof(bf16));
   return load(padded);
 }
-inline Vec load_strided(const float* p, int64_t stride) {
-  const __m256i index = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                                           _mm256_set1_epi32(static_cast<int>(stride)));
-  return {_mm256_i32gather_ps(p, index, 4), _mm256_i32gather_ps(p + 8 * stride, index, 4)};
+inline void store(Vec a, float* p) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
 }
 inline void store_first(Vec a, float* p, int64_t n) {
   const uint32_t bits = (1u << n) - 1;
@@ -139,18 +129,6 @@ inline Vec flip(Vec a, uint32_t bits) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(a.lo, _mm256_and_ps(sign, _mm256_castsi256_ps(lane_mask(bits)))),
           _mm256_xor_ps(a.hi, _mm256_and_ps(sign, _mm256_castsi256_ps(lane_mask(bits >> 8))))};
-}
-inline uint32_t in_range(const uint32_t* keys, uint32_t lo, uint32_t width) {
-  const __m256i bound = _mm256_set1_epi32(static_cast<int>(width));
-  uint32_t out = 0;
-  for (int half = 0; half < 2; ++half) {
-    const __m256i above =
-        _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + 8 * half)),
-                         _mm256_set1_epi32(static_cast<int>(lo)));
-    const __m256i inside = _mm256_cmpeq_epi32(_mm256_min_epu32(above, bound), above);
-    out |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(inside))) << (8 * half);
-  }
-  return out;
 }
 inline float sum(Vec a) {
   const __m256 half = _mm256_add_ps(a.lo, a.hi);
@@ -182,10 +160,8 @@ inline Vec load_first(const T* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) a.v[i] = to_float(p[i]);
   return a;
 }
-inline Vec load_strided(const float* p, int64_t stride) {
-  Vec a;
-  for (int i = 0; i < 16; ++i) a.v[i] = p[i * stride];
-  return a;
+inline void store(Vec a, float* p) {
+  for (int i = 0; i < 16; ++i) p[i] = a.v[i];
 }
 inline void store_first(Vec a, float* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
@@ -209,11 +185,6 @@ inline Vec keep(Vec a, uint32_t bits) {
 inline Vec flip(Vec a, uint32_t bits) {
   for (int i = 0; i < 16; ++i) a.v[i] = (bits >> i) & 1 ? -a.v[i] : a.v[i];
   return a;
-}
-inline uint32_t in_range(const uint32_t* keys, uint32_t lo, uint32_t width) {
-  uint32_t out = 0;
-  for (int i = 0; i < 16; ++i) out |= static_cast<uint32_t>(keys[i] - lo <= width) << i;
-  return out;
 }
 inline float sum(Vec a) {
   for (int width = 8; width > 0; width /= 2)

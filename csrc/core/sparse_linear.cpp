@@ -74,10 +74,10 @@ void strip_times_panel(const Matrix<Index>& w, int64_t first, int64_t n, const T
         __builtin_prefetch(w.columns + next);
       }
       float* const out = y + s.row * y_width;
-      Vec sums[V];
-      for (int v = 0; v < V; ++v) sums[v] = load(out + 16 * v);
+      Vec sums[V];  // what is there is added last, when its load has long arrived
+      for (auto& sum : sums) sum = zero();
       add_run<V>(w.values + s.start, w.columns + s.start, s.count, x, x_width, sums);
-      for (int v = 0; v < V; ++v) store(sums[v], out + 16 * v);
+      for (int v = 0; v < V; ++v) store(add(sums[v], load(out + 16 * v)), out + 16 * v);
     }
 }
 

@@ -40,7 +40,10 @@ inline int64_t block_for(int64_t rows, int64_t k, int64_t kept) {
   const double a_row = static_cast<double>(kept) / static_cast<double>(rows > 0 ? rows : 1);
   const double density = a_row / static_cast<double>(k > 0 ? k : 1);
   // Less than about a dozen values a segment cost more to start than L1 gives back.
-  const int64_t block = density >= 0.075 ? 96 : density >= 0.03 ? 256 : kLongestBlock;
+  const int64_t block = density >= 0.15    ? 128
+                        : density >= 0.075 ? 192
+                        : density >= 0.03  ? 256
+                                           : kLongestBlock;
   return k < block + block / 2 ? (k > 0 && k < kLongestBlock ? k : block) : block;
 }
 

@@ -79,7 +79,7 @@ void plane_rows(const Planes& p, const float* ST_RESTRICT tables, int64_t first,
   }
   float out[16];
   for (int64_t row = first; row < p.rows && row < first + 16 * kBlocks; ++row) {
-    if ((row - first) % 16 == 0) store_first(sums[(row - first) / 16], out, 16);
+    if ((row - first) % 16 == 0) store(sums[(row - first) / 16], out);
     output.store(out[(row - first) % 16], row, y + row);
   }
 }
@@ -140,17 +140,17 @@ inline Vec fourth_digits(float low, float high) {
 template <typename T>
 ChunkTables chunk_tables(const T* ST_RESTRICT x, int64_t n, float* ST_RESTRICT entries) {
   float v[16] = {};
-  store_first(n >= 16 ? load(x) : load_first(x, n), v, 16);
+  store(n >= 16 ? load(x) : load_first(x, n), v);
   ChunkTables tables;
   for (int g = 0; g < kGroups; ++g, entries += 32) {
     for (int half = 0; half < 2; ++half) {
       const Vec upper = add(digits(v[4 * g + 2], 2, half), digits(v[4 * g + 1], 1, half));
-      store_first(add(upper, digits(v[4 * g], 0, half)), entries + 16 * half, 16);
+      store(add(upper, digits(v[4 * g], 0, half)), entries + 16 * half);
     }
     tables.three[g] = ternary_table(entries);
   }
   for (int pair = 0; pair < 2; ++pair, entries += 16) {
-    store_first(fourth_digits(v[8 * pair + 3], v[8 * pair + 7]), entries, 16);
+    store(fourth_digits(v[8 * pair + 3], v[8 * pair + 7]), entries);
     tables.fourth[pair] = pair_table(entries);
   }
   return tables;
@@ -167,11 +167,11 @@ void code_rows_of(const Codes& codes, const T* ST_RESTRICT x, int64_t first, int
     const uint32_t* const words = codes.words + c * codes.stride + first;
     for (int64_t r = 0; r < rows; r += 16) {
       const Ints w = load_ints(words + r);
-      __builtin_prefetch(words + codes.stride + r);  // the next chunk's words of these rows
+      __builtin_prefetch(words + r + 1024);  // into the next page, where the hardware does not look
       const Vec low = add(pick<0>(t.three[0], w), pick<5>(t.three[1], w));
       const Vec high = add(pick<10>(t.three[2], w), pick<15>(t.three[3], w));
       const Vec fourth = add(pick<20>(t.fourth[0], w), pick<24>(t.fourth[1], w));
-      store_first(add(add(load(sums + r), fourth), add(low, high)), sums + r, 16);
+      store(add(add(load(sums + r), fourth), add(low, high)), sums + r);
     }
   }
 }
@@ -185,9 +185,9 @@ void load_columns(const T* ST_RESTRICT x, int64_t batch, int64_t k, int64_t firs
     const int64_t at = first + 16 * i, n = k - at < 16 ? k - at : 16;
     for (int64_t b = 0; b < batch && n > 0; ++b) {
       const T* const p = x + b * k + at;
-      store_first(n == 16 ? load(p) : load_first(p, n), block + 16 * b, 16);
+      store(n == 16 ? load(p) : load_first(p, n), block + 16 * b);
     }
-    transpose_block(block, columns);
+    transpose_block(block, 16, columns);
   }
 }
 
@@ -207,7 +207,7 @@ void panel_table(const float* ST_RESTRICT columns, float* ST_RESTRICT table) {
       const Vec last = add(step[3][d3], step[2][d2]);
       for (int d1 = 0; d1 < 3; ++d1) {
         const Vec upper = add(last, step[1][d1]);
-        for (int d0 = 0; d0 < 3; ++d0, to += 16) store_first(add(upper, step[0][d0]), to, 16);
+        for (int d0 = 0; d0 < 3; ++d0, to += 16) store(add(upper, step[0][d0]), to);
       }
     }
   }
@@ -227,7 +227,7 @@ void sweep(const uint32_t* ST_RESTRICT words, int64_t stride, int64_t rows,
       even = add(even, load(t + 2 * kTableFloats + (bytes >> 16 & 0x7F0)));
       odd = add(odd, load(t + 3 * kTableFloats + (bytes >> 24 & 0x7F0)));
     }
-    store_first(add(even, odd), sums + 16 * r, 16);
+    store(add(even, odd), sums + 16 * r);
   }
 }
 
@@ -255,7 +255,7 @@ void store_panel(const float* ST_RESTRICT sums, int64_t batch, int64_t first, in
                  const Output<T>& output, T* ST_RESTRICT y, int64_t stride) {
   for (int64_t r = 0; r < rows; r += 16) {
     float block[256];
-    transpose_block(sums + 16 * r, block);
+    transpose_block(sums + 16 * r, 16, block);
     const int64_t n = rows - r < 16 ? rows - r : 16;
     for (int64_t b = 0; b < batch; ++b)
       for (int64_t i = 0; i < n; ++i)

@@ -1,6 +1,6 @@
 """Drop-in sparse modules and the conversion of whole models."""
 
-from ._sparse import Options, SparseModule, attach, update_masks
+from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
 from .conv2d import SparseConv2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
 from .linear import SparseLinear
@@ -9,6 +9,7 @@ from .recipe import WeightRecipe
 __all__ = [
     "Options",
     "Report",
+    "Selection",
     "SparseConv2d",
     "SparseLinear",
     "SparseModule",
@@ -17,6 +18,8 @@ __all__ = [
     "attach",
     "densify_",
     "explain",
+    "reselect",
+    "selections",
     "sparsify_",
     "to_form_",
     "update_masks",

@@ -36,7 +36,9 @@ __all__ = [
     "attach",
     "has_hooks",
     "refusal",
+    "Selection",
     "reselect",
+    "selections",
     "update_masks",
 ]
 
@@ -74,25 +76,34 @@ def update_masks(model: nn.Module) -> None:
     reselect(m for m in model.modules() if isinstance(m, SparseModule) and m.form == "scored")
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Modules whose masks are selected together, and the arguments of the ops that do it."""
+
+    modules: list[SparseModule]
+    kept: list[int]
+    scope: str
+    transform: str
+    min_keep: int
+
+
 @torch.no_grad()
 def reselect(modules: Iterable[SparseModule]) -> None:
     """:func:`update_masks` of these scored modules."""
     chosen: list[tuple[list[SparseModule], list[torch.Tensor]]] = []
-    for (scope, transform, min_keep, *_), group in _selection_groups(modules).items():
-        sizes = [m.scores.numel() for m in group]
-        if scope == "global":
-            kept = [kept_count(group[0].options.density, sum(sizes))]
-        else:
-            kept = [kept_count(m.options.density, n) for m, n in zip(group, sizes, strict=True)]
-        scores = [m.scores for m in group]
-        words, _ = ops.select_mask(scores, kept, None, None, scope, transform, min_keep)
-        chosen.append((group, words))
+    for s in selections(modules):
+        scores = [m.scores for m in s.modules]
+        words, _ = ops.select_mask(scores, s.kept, None, None, s.scope, s.transform, s.min_keep)
+        chosen.append((s.modules, words))
     for group, words in chosen:
         for module, new in zip(group, words, strict=True):
-            module._take_selection(new)
+            module.mask_words.copy_(new)
+            module._selection_taken()
 
 
-def _selection_groups(modules: Iterable[SparseModule]) -> dict[tuple, list[SparseModule]]:
+def selections(modules: Iterable[SparseModule]) -> list[Selection]:
+    """How the masks of scored modules are selected: every layer by itself or the global ones
+    together, one op call for all that agree on device and transform."""
     groups = defaultdict(list)
     for m in modules:
         o = m.options
@@ -104,7 +115,14 @@ def _selection_groups(modules: Iterable[SparseModule]) -> dict[tuple, list[Spars
             "update_masks: scope='global' modules are selected together and need one transform, "
             f"min_keep_per_layer and density, got {rules}"
         )
-    return groups
+    return [Selection(group, _kept(group), *key[:3]) for key, group in groups.items()]
+
+
+def _kept(group: list[SparseModule]) -> list[int]:
+    options, sizes = group[0].options, [m.scores.numel() for m in group]
+    if options.scope == "global":
+        return [kept_count(options.density, sum(sizes))]
+    return [kept_count(m.options.density, n) for m, n in zip(group, sizes, strict=True)]
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
@@ -265,7 +283,7 @@ class SparseModule(nn.Module):
 
     ``weight`` of a ticket or compressed module is made anew, masked, at every access: a copy,
     writing to it changes nothing. ``compressed`` also has two buffers that are derived from the
-    mask and not saved, ``pattern`` and, from its first eager training forward on, ``transposed``.
+    mask and not saved, ``pattern`` and, from its first eager training forward on, ``pattern_t``.
     """
 
     _BASE: ClassVar[type[nn.Module]]
@@ -273,6 +291,8 @@ class SparseModule(nn.Module):
     options: Options
     recipe: WeightRecipe | None
     weight_shape: tuple[int, ...]
+    # The optimizer that wants the gradient of W*mask in place of the scores' (sparseticket.optim).
+    _raw_grad_for: object | None = None
 
     # Construction -----------------------------------------------------------------------------
 
@@ -437,7 +457,8 @@ class SparseModule(nn.Module):
         weight = self.values if self.form == "compressed" else None
         if self.form in _DENSE:
             weight = self.weight
-        bias, words = self.bias, self.mask_words
+        buffers = self._buffers  # attribute access would cost a microsecond each
+        bias, words = self.bias, buffers["mask_words"]
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
         if self.form == "scored" and self._takes_seed and self._is_drawn():
@@ -447,7 +468,7 @@ class SparseModule(nn.Module):
             x = x.to(dtype)
             weight = None if weight is None else weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != self.dtype:
+        elif x.dtype != (self._anchor if weight is None else weight).dtype:
             raise TypeError(
                 f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
             )
@@ -457,11 +478,13 @@ class SparseModule(nn.Module):
             seed, layer, sigma = 0, 0, 0.0  # unread, and no reason to compile anew
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
-            transform = self.options.transform
-            return (x, weight, self.scores, words, bias, transform, seed, layer, sigma, *geometry)
+            recipe = (self.options.transform, seed, layer, sigma)
+            raw = self._raw_grad_for is not None
+            return (x, weight, self.scores, words, bias, *recipe, *geometry, raw)
         if self.form == "compressed":
             shape = (self.weight_shape,) if geometry else ()
-            return x, weight, words, bias, *shape, *geometry, self.pattern, self.transposed
+            derived = buffers["pattern"], buffers["pattern_t"]
+            return x, weight, words, bias, *shape, *geometry, *derived
         return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
 
     def _ticket_arguments(self, geometry: tuple) -> tuple:
@@ -478,19 +501,19 @@ class SparseModule(nn.Module):
         return None
 
     def _set_pattern(self) -> None:
-        """Derive ``pattern`` from the mask; ``transposed`` waits for a training forward."""
+        """Derive ``pattern`` from the mask; ``pattern_t`` waits for a training forward."""
         known = not self.mask_words.is_meta
         pattern = self._make_pattern(transposed=False) if known else None
         self.register_buffer("pattern", pattern, persistent=False)
-        self.register_buffer("transposed", None, persistent=False)
+        self.register_buffer("pattern_t", None, persistent=False)
 
     def _derive(self, x: torch.Tensor) -> None:
         """Eager: make what a move dropped, or what training needs for the first time."""
-        buffers = self._buffers  # of every call: attribute access would cost more than the tests
+        buffers = self._buffers
         if buffers["pattern"] is None:
             self.pattern = self._make_pattern(transposed=False)
-        if x.requires_grad and buffers["transposed"] is None and torch.is_grad_enabled():
-            self.transposed = self._make_pattern(transposed=True)
+        if x.requires_grad and buffers["pattern_t"] is None and torch.is_grad_enabled():
+            self.pattern_t = self._make_pattern(transposed=True)
 
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
@@ -567,8 +590,8 @@ class SparseModule(nn.Module):
         full = self._full_weight() if self.form == "ticket" else self.weight
         return ops.apply_mask(full, self.mask_words)
 
-    def _take_selection(self, words: torch.Tensor) -> None:
-        self.mask_words.copy_(words)
+    def _selection_taken(self) -> None:
+        """``mask_words`` now hold the selection of the present scores."""
         self._set_fresh(True)
         if self.options.scale == "dynamic":
             recipe = self.recipe.scaled(self.mask.density)
@@ -614,10 +637,11 @@ class SparseModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Tensor versions do not survive a copy: a flag travels in place of the number.
         state = {**super().__getstate__(), "_selected_at": self._is_fresh()}
+        state.pop("_raw_grad_for", None)  # a copy's optimizer has not been made yet
         if self.form == "scored":
             state["_drawn_at"] = self._is_drawn()
         if self.form == "compressed":  # derived, and in a layout of this version of the library
-            derived = {"pattern": None, "transposed": None}
+            derived = {"pattern": None, "pattern_t": None}
             state["_buffers"] = {**state["_buffers"], **derived}
         return state
 
@@ -645,7 +669,7 @@ class SparseModule(nn.Module):
         self._set_fresh(fresh)
         self._set_drawn(drawn)
         if self.form == "compressed" and (was_meta or self.mask_words.is_meta):
-            self.pattern = self.transposed = None  # until a mask is loaded
+            self.pattern = self.pattern_t = None  # until a mask is loaded
         return self
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> None:

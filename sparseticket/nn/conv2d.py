@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class SparseConv2d(SparseModule, nn.Conv2d):
         "masked": ops.masked_conv2d,
         "scored": ops.popup_conv2d,
         "ticket": ops.ticket_conv2d,
+        "compressed": ops.sparse_conv2d,
     }
 
     def __init__(
@@ -63,12 +65,78 @@ class SparseConv2d(SparseModule, nn.Conv2d):
         self._construct(make, device, **ours)
 
     def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
-        left, right, top, bottom = pads = self._reversed_padding_repeated_twice
-        padding = (top, left)
-        if self.padding_mode != "zeros" or (left, top) != (right, bottom):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x, padding = F.pad(x, pads, mode=mode), (0, 0)
-        return x, (self.stride, padding, self.dilation, self.groups)
+        left, _, top, _ = pads = self._reversed_padding_repeated_twice
+        if not self._pads_apart():
+            return x, (self.stride, (top, left), self.dilation, self.groups)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        x = F.pad(x, pads, mode=mode)
+        return x, (self.stride, (0, 0), self.dilation, self.groups)
+
+    def _pads_apart(self) -> bool:
+        """Whether the padding is more than the op can do."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return self.padding_mode != "zeros" or (left, top) != (right, bottom)
+
+    # The compressed form's derived data ---------------------------------------------------------
+
+    def _arguments(self, x: torch.Tensor) -> tuple:
+        arguments = super()._arguments(x)
+        if self.form != "compressed":
+            return arguments
+        *arguments, taps, flip = arguments
+        fits = self._image == (*arguments[0].shape[-2:], arguments[0].dtype)
+        return (*arguments, taps if fits else None, flip, self._code if fits else 0)
+
+    def _set_pattern(self) -> None:
+        """``pattern`` and machine code are for one image size: they wait for an eager forward."""
+        super()._set_pattern()
+        self._image = self._last_image = None
+        self._keep_code(0)
+
+    def _make_pattern(self, transposed: bool) -> torch.Tensor | None:
+        if not transposed or max(self.stride) > 1:  # strided input gradients are dense
+            return None
+        return ops.conv2d_flip(self.mask_words, self.weight_shape, self.groups, self.values.numel())
+
+    def _derive(self, x: torch.Tensor) -> None:
+        if x.requires_grad and self.pattern_t is None and torch.is_grad_enabled():
+            self.pattern_t = self._make_pattern(transposed=True)
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        apart = self._pads_apart()
+        size = (x.shape[-2] + apart * (top + bottom), x.shape[-1] + apart * (left + right))
+        image = (*size, x.dtype)
+        # A new size must come twice in a row, or alternating ones would derive at every call.
+        if image != self._image and (self._image is None or image == self._last_image):
+            self._fit(x, size)
+            self._image = image
+        if image != self._last_image:  # setting an attribute of a module is slow
+            self._last_image = image
+
+    def _fit(self, x: torch.Tensor, size: tuple[int, int]) -> None:
+        """Derive machine code, or else ``pattern``, for this image size, if a kernel wants it."""
+        self._keep_code(0)
+        self.pattern = None
+        if x.device.type != "cpu" or not self.explain(x).kernel.startswith("sparse"):
+            return
+        padding = (0, 0) if self._pads_apart() else self._reversed_padding_repeated_twice[2::-2]
+        place = (self.weight_shape, size, self.stride, padding, self.dilation, self.groups)
+        batch = x.shape[0] if x.ndim == 4 else 1
+        self._keep_code(ops.compile_conv2d(self.mask_words, *place, batch))
+        if not self._code:
+            self.pattern = ops.conv2d_taps(self.mask_words, *place)
+
+    def _keep_code(self, code: int) -> None:
+        """Hold machine code, to be freed with this module or when other code replaces it."""
+        if free := vars(self).get("_free_code"):
+            free()
+        self._code = code
+        self._free_code = weakref.finalize(self, ops.release_code, code) if code else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()  # a handle means nothing elsewhere, and has one owner
+        for name in ("_code", "_free_code"):
+            state.pop(name, None)
+        return state
 
     def _derived(self) -> torch.Tensor:
         seed, layer, *_ = self.recipe.arguments()

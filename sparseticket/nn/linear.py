@@ -24,6 +24,11 @@ class SparseLinear(SparseModule, nn.Linear):
     streams) and the fields of :class:`~sparseticket.nn.Options`.
 
     Input ``[*, K]``, output ``[*, O]``, in the dtype of the weights (autocast's under autocast).
+
+    In ``compressed`` form an input whose last two dimensions lie transposed in memory gives such an
+    output, and no layer packs or unpacks it: ``x.unflatten(0, (-1, 64)).mT.contiguous().mT``, once
+    before a chain of layers and element-wise functions, ``y.flatten(0, 1)`` after it. Groups of 16,
+    32, 48 or 64 samples in float32 are computed in place, others are copied.
     """
 
     _BASE = nn.Linear

@@ -2,6 +2,8 @@
 
 from ._dispatch import Choice, explain_op, signed64
 from .apply_mask import apply_mask
+from .conv2d_flip import conv2d_flip
+from .conv2d_taps import conv2d_taps
 from .gather_live import gather_live
 from .mask_ops import mask_ops
 from .masked_conv2d import masked_conv2d
@@ -17,6 +19,8 @@ from .rice_encode import rice_encode
 from .scatter_live import scatter_live
 from .select_mask import select_mask
 from .sign_words import sign_words
+from .sparse_conv2d import compile_conv2d, release_code, sparse_conv2d
+from .sparse_conv2d_dw import sparse_conv2d_dw
 from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
@@ -29,6 +33,9 @@ from .unpack_mask import unpack_mask
 __all__ = [
     "Choice",
     "apply_mask",
+    "compile_conv2d",
+    "conv2d_flip",
+    "conv2d_taps",
     "explain_op",
     "gather_live",
     "mask_ops",
@@ -40,12 +47,15 @@ __all__ = [
     "popup_step",
     "popup_linear_ds",
     "regenerate",
+    "release_code",
     "rice_decode",
     "rice_encode",
     "scatter_live",
     "select_mask",
     "sign_words",
     "signed64",
+    "sparse_conv2d",
+    "sparse_conv2d_dw",
     "sparse_linear",
     "sparse_linear_dw",
     "sparse_linear_dx",

@@ -1,7 +1,7 @@
 """The one door to torch.library, the compiled module and the reference fall-back.
 
-Every op file calls :func:`define` once. CPU implementations get nthreads from
-:func:`nthreads` and hand tensors to ``_C`` as DLPack capsules (:func:`cap`).
+Every op file calls :func:`define` once. CPU implementations hand tensors to ``_C`` as DLPack
+capsules (:func:`cap`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -40,11 +40,11 @@ _LOG = logging.getLogger("sparseticket")
 _VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _OPS: set[str] = set()
 _CHOOSERS: dict[str, Callable[..., Choice]] = {}
+nthreads = torch.get_num_threads
 cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """Which kernel runs an op and why; ``str()`` is one line for people."""
 
     op: str
@@ -57,10 +57,6 @@ class Choice:
 
 def caps(tensors: Iterable[torch.Tensor]) -> list:
     return [cap(t) for t in tensors]
-
-
-def nthreads() -> int:
-    return torch.get_num_threads()
 
 
 def signed64(layer: int) -> int:
@@ -80,7 +76,7 @@ def autocast_off(device_type: str):
 
 def check_words(op: str, words: torch.Tensor, rows: int, k: int, name: str = "words") -> None:
     expected = (rows, 2 * ((k + 63) // 64))
-    if words.dtype != torch.int32 or tuple(words.shape) != expected:
+    if words.dtype != torch.int32 or words.shape != expected:
         raise ValueError(
             f"{op}: {name}: got {words.dtype} {tuple(words.shape)}, need int32 {expected}, the "
             f"packed mask of a weight whose canonical form is [{rows}, {k}]"
@@ -188,11 +184,12 @@ def _with_all_needs(backward: Callable, count: int) -> Callable:
 def _as_kernel(body: Callable, device_type: str) -> Callable:
     """``body`` as a C++ kernel would run: without autocast, and with its views untracked, so that
     an output made by ``view`` is no view to autograd (``nn.ReLU(inplace=True)`` would raise)."""
+    enabled, guard = torch.is_autocast_enabled, torch._C._ExcludeDispatchKeyGuard
 
     @functools.wraps(body)
     def run(*args, **kwargs):
-        with torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING):
-            if not torch.is_autocast_enabled(device_type):
+        with guard(_VIEW_TRACKING):
+            if not enabled(device_type):
                 return body(*args, **kwargs)
             with autocast_off(device_type):
                 return body(*args, **kwargs)

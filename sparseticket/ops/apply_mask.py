@@ -15,9 +15,10 @@ def _cpu(dense, words):
         raise TypeError(f"apply_mask: dense: got {dense.dtype}, need 2-, 4- or 8-byte elements")
     check_words("apply_mask", words, *canonical_shape(dense.shape))
     channels, taps = channels_and_taps(dense.shape)
-    out = torch.empty_like(dense, memory_format=_format(dense))
-    dense = dense.contiguous(memory_format=_format(dense))
-    if taps > 1 and _format(dense) == torch.channels_last:
+    memory_format = _format(dense)
+    out = torch.empty_like(dense, memory_format=memory_format)
+    dense = dense.contiguous(memory_format=memory_format)
+    if taps > 1 and memory_format == torch.channels_last:
         channels, taps = channels * taps, 1  # memory order is canonical order
     C.apply_mask(
         cap(_flat(dense)),
@@ -32,7 +33,9 @@ def _cpu(dense, words):
 
 
 def _flat(tensor):
-    """1-D view in memory order of a contiguous or channels-last tensor."""
+    """A contiguous tensor as it is, a channels-last one as a 1-D view in memory order."""
+    if tensor.is_contiguous():
+        return tensor
     return torch.as_strided(tensor, (tensor.numel(),), (1,), tensor.storage_offset())
 
 

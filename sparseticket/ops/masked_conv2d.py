@@ -8,6 +8,7 @@ from sparseticket.reference import masked_conv2d as _reference
 
 from ._dispatch import C, Choice, cap, check_words, define, nthreads
 from .apply_mask import apply_mask
+from .conv2d_taps import output_size
 from .mask_ops import mask_ops
 
 __all__ = [
@@ -72,7 +73,7 @@ def check_conv(op, x, weight_shape, words, bias, stride, padding, dilation, grou
     ):
         if len(pair) != 2 or min(pair) < least:
             raise ValueError(f"{op}: {name}: got {tuple(pair)}, need two integers >= {least}")
-    size = _output_size(x, weight_shape, stride, padding, dilation)
+    size = output_size(x.shape[-2:], weight_shape, stride, padding, dilation)
     if min(size) <= 0:
         raise ValueError(
             f"{op}: x: got shape {tuple(x.shape)}, smaller than the kernel of "
@@ -95,17 +96,9 @@ def conv_channels_last(x, weight) -> bool:
 
 def conv_empty(x, weight_shape, stride, padding, dilation, channels_last):
     """Uninitialised conv2d output, channels-last if so asked."""
-    size = _output_size(x, weight_shape, stride, padding, dilation)
+    size = output_size(x.shape[-2:], weight_shape, stride, padding, dilation)
     out = x.new_empty(*x.shape[:-3], weight_shape[0], *size)
     return out.contiguous(memory_format=_format(channels_last))
-
-
-def _output_size(x, weight_shape, stride, padding, dilation):
-    return [
-        (x.shape[i - 2] + 2 * padding[i] - dilation[i] * (weight_shape[2 + i] - 1) - 1) // stride[i]
-        + 1
-        for i in range(2)
-    ]
 
 
 def dense_conv(x, weight, bias, stride, padding, dilation, groups):

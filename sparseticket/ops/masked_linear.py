@@ -15,39 +15,36 @@ __all__ = [
     "fused_linear",
     "grad_bias",
     "grad_weight",
-    "linear_choice",
     "masked_linear",
+    "masked_linear_choice",
+    "masked_linear_cpu",
 ]
 
-# Batch rows up to which decoding in the kernel beats writing W*mask and calling dense, by what is
-# decoded; from the crossover rows of bench/results.
-FUSED_ROWS = {
-    ("dense weight", torch.float32): 8,
-    ("dense weight", torch.bfloat16): 4,
-}
+# The static table, from the crossover rows of bench/results. Batch rows up to which decoding in the
+# kernel beats dense at any density.
+FUSED_ROWS = {torch.float32: 8, torch.bfloat16: 4}
+# Beyond them, the density up to which walking over the live weights does, from how many rows on:
+# of x @ W^T and of x @ W.
+LIVE_DENSITY = {torch.float32: (0.5, 0.3), torch.bfloat16: (0.1, -1.0)}
+LIVE_ROWS = {torch.float32: 9, torch.bfloat16: 64}
+# Fewer rows than a panel holds pay for all of it: the density is at most this part of that then.
+FEW_ROWS, FEW_PART = 32, 0.4
+# And the rows up to which the fused kernel still beats dense at higher densities, where vectors and
+# registers are wide enough.
+WIDE_ROWS = {("avx512", torch.float32): 64}
 
 
-def linear_choice(op: str, x: torch.Tensor, source: str) -> Choice:
-    """Fused or materialised, by the static table. ``x``: ``[..., K]``."""
-    rows = math.prod(x.shape[:-1])
-    most = FUSED_ROWS.get((source, x.dtype))
-    if most is None:
-        return Choice(op, "materialised", f"the fused kernel takes no {x.dtype}")
-    if rows > most:
-        return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
-    return Choice(op, f"fused {C.isa()}", f"{rows} rows <= {most}: bound by weight bytes")
-
-
-def check_linear(op, x, rows, k, words, bias):
-    """Raise for what a linear op cannot take."""
-    if x.ndim == 0 or x.shape[-1] != k:
-        raise ValueError(f"{op}: x: got shape {tuple(x.shape)}, need last dimension {k}")
+def check_linear(op, x, rows, k, words, bias, transposed=False):
+    """Raise for what a linear op cannot take; ``transposed``: y = x @ W, not x @ W^T."""
+    width, outputs = (rows, k) if transposed else (k, rows)
+    if x.ndim == 0 or x.shape[-1] != width:
+        raise ValueError(f"{op}: x: got shape {tuple(x.shape)}, need last dimension {width}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{op}: x: got {x.dtype}, need a floating-point dtype")
     check_words(op, words, rows, k)
-    if bias is not None and (tuple(bias.shape) != (rows,) or bias.dtype != x.dtype):
+    if bias is not None and (bias.shape != (outputs,) or bias.dtype != x.dtype):
         raise ValueError(
-            f"{op}: bias: got {bias.dtype} {tuple(bias.shape)}, need {x.dtype} ({rows},)"
+            f"{op}: bias: got {bias.dtype} {tuple(bias.shape)}, need {x.dtype} ({outputs},)"
         )
 
 
@@ -56,7 +53,7 @@ def fused_linear(kernel, x, rows, bias):
     x2d = _as_matrix(x).contiguous()
     y = x.new_empty(x2d.shape[0], rows)
     kernel(cap(x2d), None if bias is None else cap(bias.contiguous()), cap(y))
-    return y.view(*x.shape[:-1], rows)
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], rows)
 
 
 def grad_weight(grad, x):
@@ -69,12 +66,14 @@ def grad_bias(grad):
 
 
 def _as_matrix(x):
+    if x.ndim == 2:
+        return x
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # also without elements
 
 
-def _check(x, weight, words, bias):
+def _check(x, weight, words, bias, transposed):
     if weight.ndim == 2:
-        check_linear("masked_linear", x, *weight.shape, words, bias)
+        check_linear("masked_linear", x, *weight.shape, words, bias, transposed)
     if weight.ndim != 2 or weight.dtype != x.dtype:
         raise ValueError(
             f"masked_linear: weight: got {weight.dtype} {tuple(weight.shape)}, "
@@ -82,46 +81,95 @@ def _check(x, weight, words, bias):
         )
 
 
-def _choose(x, weight, words, bias=None, dense_grad=False):
-    return linear_choice("masked_linear", x, "dense weight")
+def _kernel(x, weight, words, transposed):
+    """Name of the kernel by the static table, batch rows, and the density if that decided."""
+    dtype = x.dtype
+    rows = x.shape[0] if x.ndim == 2 else math.prod(x.shape[:-1])
+    if dtype not in LIVE_DENSITY:
+        return "materialised", rows, None
+    if not transposed and rows <= FUSED_ROWS[dtype]:
+        return "fused", rows, None
+    density = None
+    if rows >= LIVE_ROWS[dtype]:
+        bits = cap(words.contiguous())
+        density = C.mask_count(bits, bits, False, nthreads()) / max(weight.numel(), 1)
+        most = LIVE_DENSITY[dtype][transposed] * (FEW_PART if rows < FEW_ROWS else 1)
+        if density <= most:
+            return "live", rows, density
+    if not transposed and rows <= WIDE_ROWS.get((C.isa(), dtype), -1):
+        return "fused", rows, density
+    return "materialised", rows, density
 
 
-def _cpu(x, weight, words, bias=None, dense_grad=False):
-    _check(x, weight, words, bias)
-    if _choose(x, weight, words).kernel == "materialised":
-        return F.linear(x, apply_mask(weight, words), bias)
-    w, m = weight.contiguous(), words.contiguous()
-    return fused_linear(
-        lambda x, b, y: C.masked_linear(x, cap(w), cap(m), b, y, nthreads()),
-        x,
-        weight.shape[0],
-        bias,
-    )
+def masked_linear_choice(op, x, weight, words, transposed=False) -> Choice:
+    """How ``x`` meets the masked ``weight``, and why."""
+    kernel, rows, density = _kernel(x, weight, words, transposed)
+    if kernel == "materialised" and x.dtype not in LIVE_DENSITY:
+        return Choice(op, kernel, f"the fused kernels take no {x.dtype}")
+    reason = f"{rows} rows" if density is None else f"{rows} rows, density {density:.3f}"
+    why = {
+        "fused": "masks each weight as it is read",
+        "live": "walks over the live weights",
+        "materialised": "dense GEMM on W*mask",
+    }[kernel]
+    name = kernel if kernel == "materialised" else f"{kernel} {C.isa()}"
+    return Choice(op, name, f"{reason}: {why}")
 
 
-def _meta(x, weight, words, bias=None, dense_grad=False):
-    _check(x, weight, words, bias)
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+def _choose(x, weight, words, bias=None, dense_grad=False, transposed=False):
+    return masked_linear_choice("masked_linear", x, weight, words, transposed)
+
+
+def _cpu(x, weight, words, bias=None, dense_grad=False, transposed=False):
+    _check(x, weight, words, bias, transposed)
+    return masked_linear_cpu(x, weight, words, bias, transposed)
+
+
+def masked_linear_cpu(x, weight, words, bias=None, transposed=False):
+    """The op's body for checked arguments."""
+    kernel, _, _ = _kernel(x, weight, words, transposed)
+    if kernel == "materialised":
+        masked = apply_mask(weight, words)
+        return F.linear(x, masked.t() if transposed else masked, bias)
+    w, m = cap(weight.contiguous()), cap(words.contiguous())
+    if kernel == "fused":
+
+        def run(x, b, y):
+            C.masked_linear(x, w, m, b, y, nthreads())
+    else:
+
+        def run(x, b, y):
+            C.masked_linear_live(x, w, m, b, y, transposed, nthreads())
+
+    return fused_linear(run, x, weight.shape[1 if transposed else 0], bias)
+
+
+def _meta(x, weight, words, bias=None, dense_grad=False, transposed=False):
+    _check(x, weight, words, bias, transposed)
+    return x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0])
 
 
 def _setup(ctx, inputs, output):
-    x, weight, words, _, ctx.dense_grad = inputs
+    x, weight, words, _, ctx.dense_grad, ctx.transposed = inputs
     ctx.save_for_backward(x, weight, words)
 
 
 def _backward(ctx, grad):
     x, weight, words = ctx.saved_tensors
-    need_x, need_weight, _, need_bias, _ = ctx.needs_input_grad
-    gx = grad @ apply_mask(weight, words) if need_x else None
-    gw = grad_weight(grad, x) if need_weight else None
-    if need_weight and not ctx.dense_grad:
-        gw = apply_mask(gw, words)
-    return gx, gw, None, grad_bias(grad) if need_bias else None, None
+    need_x, need_weight, _, need_bias, *_ = ctx.needs_input_grad
+    gx = gw = None
+    if need_x:
+        gx = masked_linear(grad, weight, words, None, False, not ctx.transposed)
+    if need_weight:
+        gw = grad_weight(x, grad) if ctx.transposed else grad_weight(grad, x)
+        if not ctx.dense_grad:
+            gw = apply_mask(gw, words)
+    return gx, gw, None, grad_bias(grad) if need_bias else None, None, None
 
 
 masked_linear = define(
     "masked_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias=None,"
-    " bool dense_grad=False) -> Tensor",
+    " bool dense_grad=False, bool transposed=False) -> Tensor",
     cpu=_cpu,
     reference=_reference.masked_linear,
     meta=_meta,

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from sparseticket.reference import popup_linear as _reference
 
-from ._dispatch import C, Choice, cap, define, nthreads
+from ._dispatch import Choice, define
 from .apply_mask import apply_mask
 from .masked_conv2d import strictly_channels_last
-from .masked_linear import check_linear, fused_linear, grad_bias, grad_weight, linear_choice
+from .masked_linear import (
+    check_linear,
+    grad_bias,
+    grad_weight,
+    masked_linear,
+    masked_linear_choice,
+    masked_linear_cpu,
+)
 from .popup_linear_ds import popup_linear_ds
 from .regenerate import check_recipe, regenerate
 from .ticket_linear import ticket_choice, ticket_linear
@@ -81,22 +86,14 @@ def _choose(x, weight, scores, words, *rest) -> Choice:
         return ticket_choice(
             "popup_linear", x, scores.shape[0], "signed_constant", words, None, None
         )
-    return linear_choice("popup_linear", x, "dense weight")
+    return masked_linear_choice("popup_linear", x, weight, words)
 
 
 def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
     _check(x, weight, scores, words, bias, transform, seed)
     if weight is None:
         return ticket_linear(x, words, bias, seed, layer, "signed_constant", sigma)
-    if _choose(x, weight, scores, words).kernel == "materialised":
-        return F.linear(x, apply_mask(weight, words), bias)
-    w, m = weight.contiguous(), words.contiguous()
-    return fused_linear(
-        lambda x, b, y: C.masked_linear(x, cap(w), cap(m), b, y, nthreads()),
-        x,
-        scores.shape[0],
-        bias,
-    )
+    return masked_linear_cpu(x, weight, words, bias)
 
 
 def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
@@ -111,7 +108,7 @@ def _setup(ctx, inputs, output):
 
 def _grad_input(grad, weight, scores, words, seed, layer, sigma):
     if weight is not None:
-        return grad @ apply_mask(weight, words)
+        return masked_linear(grad, weight, words, transposed=True)
     recipe = (seed, layer, "signed_constant", sigma)
     return ticket_linear(grad, words, None, *recipe, columns=scores.shape[1])
 
@@ -121,7 +118,7 @@ def _backward(ctx, grad):
     need_x, need_weight, need_scores, _, need_bias, *_ = ctx.needs_input_grad
     gx = _grad_input(grad, weight, scores, words, *ctx.recipe) if need_x else None
     gw = gs = None
-    if weight is None:
+    if weight is None and not ctx.raw_grad:
         gs = popup_linear_ds(grad, x, scores, ctx.transform, *ctx.recipe) if need_scores else None
     elif need_weight or need_scores:
         gw, gs = score_grads(ctx, grad_weight(grad, x), x, weight, scores, words)

@@ -21,17 +21,23 @@ __all__ = [
     "with_batch_of",
 ]
 
-# Up to this density the sparse kernels are not slower than a dense GEMM on the written-out weight,
-# by whether there is one sample; from the crossover rows of bench/results.
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-SPARSE_DENSITY = {"sample": 1.0, "batch": 0.6}
+# Up to this density the sparse kernels beat writing the weight out for a dense GEMM, by how many
+# samples there are; from the crossover sweeps of bench/cases.py.
+SPARSE_DENSITY = {
+    (torch.float32, "few"): 1.0,
+    (torch.float32, "many"): 0.6,
+    (torch.bfloat16, "few"): 0.5,
+    (torch.bfloat16, "many"): 0.25,
+}
+_MANY = 128
 
 
 def runs_sparse(x, rows, k, kept) -> bool:
     """The static table. ``x``: ``[..., features]``, the input or the gradient of the output."""
-    if x.dtype not in _KERNEL_DTYPES or not (x.numel() and rows * k):
+    if not (x.numel() and rows * k):
         return False
-    most = SPARSE_DENSITY["sample" if x.numel() == x.shape[-1] else "batch"]
+    samples = x.numel() // x.shape[-1]
+    most = SPARSE_DENSITY.get((x.dtype, "many" if samples >= _MANY else "few"), -1.0)
     return kept <= most * rows * k
 
 
@@ -45,7 +51,7 @@ def sparse_choice(op, x, rows, k, kept) -> Choice:
         return Choice(
             op, f"sparse panels {C.isa()}", f"{samples} samples {how}, density {density:.3f}"
         )
-    if x.dtype not in _KERNEL_DTYPES:
+    if (x.dtype, "few") not in SPARSE_DENSITY:
         return Choice(op, "materialised", f"the sparse kernels take no {x.dtype}")
     return Choice(op, "materialised", f"density {density:.3f} of {samples} samples: dense GEMM")
 

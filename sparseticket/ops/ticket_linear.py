@@ -15,10 +15,10 @@ from .ticket_codes import check_codes, planes_of, ticket_codes
 
 __all__ = ["ticket_choice", "ticket_linear"]
 
-# The static table, from the rows of bench/results. Batch rows up to which sums are looked up: more
-# pay for writing W*mask and calling dense.
-LOOKUP_ROWS = {torch.float32: 2**62, torch.bfloat16: 128}
-LOOKUP_OUTPUTS = 64  # from here on: a table of sums is shared by all outputs
+# The static table, from rows of bench/results: looking up beats W*mask and a dense product
+LOOKUP_ROWS = {torch.float32: 2**62, torch.bfloat16: 128}  # up to so many batch rows,
+LARGE_OUTPUTS = 1000  # or any number from so many outputs on
+LOOKUP_OUTPUTS = 64  # that share a table of sums of a panel of batch rows
 PLANE_ROWS = 2  # batch rows up to which it does not pay to pack codes for this call
 VECTOR_ROWS = 6  # and up to which codes are looked up row by row, as in csrc/core/ticket_linear.cpp
 
@@ -31,9 +31,11 @@ def ticket_choice(op, x, outputs, dist, words, signs, codes, transposed=False) -
         return Choice(op, "materialised", f"only signed_constant sums can be looked up: {dist}")
     if most is None:
         return Choice(op, "materialised", f"the lookup kernels take no {x.dtype}")
-    if rows > most:
-        return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
-    if outputs < LOOKUP_OUTPUTS:
+    if rows > most and outputs < LARGE_OUTPUTS:
+        return Choice(
+            op, "materialised", f"{rows} rows > {most}, {outputs} outputs: dense GEMM on W*mask"
+        )
+    if rows > VECTOR_ROWS and outputs < LOOKUP_OUTPUTS:
         return Choice(
             op, "materialised", f"{outputs} outputs < {LOOKUP_OUTPUTS}: too few to share a table"
         )

@@ -14,8 +14,11 @@ def masked_linear(
     words: torch.Tensor,
     bias: torch.Tensor | None = None,
     dense_grad: bool = False,
+    transposed: bool = False,
 ) -> torch.Tensor:
-    """``y[..., O] = x[..., K] @ (weight * mask)^T + bias``. ``dense_grad`` only acts in backward:
-    the weight's gradient then ignores the mask (RigL)."""
+    """``y[..., O] = x[..., K] @ (weight * mask)^T + bias``, or if ``transposed``
+    ``y[..., K] = x[..., O] @ (weight * mask) + bias``. ``dense_grad`` only acts in backward: the
+    weight's gradient then ignores the mask (RigL)."""
     del dense_grad
-    return F.linear(x, apply_mask(weight, words), bias)
+    masked = apply_mask(weight, words)
+    return F.linear(x, masked.t() if transposed else masked, bias)

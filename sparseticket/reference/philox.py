@@ -52,6 +52,7 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
+@functools.lru_cache(4096)  # asked for at every call of a ticket's kernel
 def stream_key(seed: int, layer: int, stream: str, draw: int = 0) -> tuple[int, int]:
     """``(Philox key, counter high word)`` of one stream of one layer; ``layer`` is an id."""
     key = _mix(_mix(_mix(seed) ^ (layer & _MASK64)) ^ (STREAMS[stream] + 256 * draw))

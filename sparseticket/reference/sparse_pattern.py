@@ -18,5 +18,6 @@ def sparse_pattern(
     mask, order = (mask.t(), order.t()) if transposed else (mask, order)
     starts = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)])
     parts = [starts, mask.nonzero()[:, 1], *([order[mask]] if transposed else [])]
-    assert int(starts[-1]) == kept
+    if int(starts[-1]) != kept:
+        raise ValueError(f"sparse_pattern: kept: got {kept}, the mask keeps {int(starts[-1])}")
     return torch.cat(parts).int()

@@ -831,7 +831,7 @@ def test_masked_mask_can_be_set():
 @pytest.mark.parametrize(
     ("kwargs", "error", "text"),
     [
-        ({"form": "compressed"}, ValueError, "form: got 'compressed', accepted: masked, scored"),
+        ({"form": "dense"}, ValueError, "form: got 'dense', accepted: masked, scored"),
         ({"density": 1.2}, ValueError, "density"),
         ({"density": "all"}, TypeError, "density"),
         ({"seed": -1}, ValueError, "seed: got -1"),
@@ -917,3 +917,150 @@ def test_bad_input_names_the_argument():
                 _build(layer, form)(_input(layer).double())
     with pytest.raises(TypeError, match=r"to_form: .*'sparsity'"):
         _build("linear", "masked", weights="uniform").to_form("ticket", sparsity=1)
+
+
+# Compressed -----------------------------------------------------------------------------------
+
+
+def _compressed(dtype=torch.float32, **ours):
+    dense = nn.Linear(37, 19, dtype=dtype)
+    mask = torch.rand(19, 37) < 0.3
+    return st.SparseLinear.from_dense(dense, mask=mask, form="compressed", **ours), dense, mask
+
+
+@pytest.mark.parametrize("batch", [(1,), (7,), (), (2, 20), (0,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float16])
+def test_compressed_is_the_dense_layer_with_masked_weight(dtype, batch):
+    module, dense, mask = _compressed(dtype)
+    assert module.dtype == module.values.dtype == dtype
+    assert torch.equal(module.values, dense.weight[mask])
+    assert torch.equal(module.weight, dense.weight * mask)
+    assert torch.equal(module.mask.to_dense(), mask)
+    x = torch.randn(*batch, 37, dtype=dtype)
+    if dtype != torch.float16:
+        _assert_like_dense(module, module.to_dense(), x)
+    assert module(x).shape == (*batch, 19)
+
+
+def test_compressed_gradients_and_training_follow_the_masked_form():
+    module, _, mask = _compressed()
+    masked = module.to_form("masked")
+    x, target = torch.randn(64, 37), torch.randn(64, 19)
+    for make in (torch.optim.SGD, torch.optim.AdamW):
+        compressed, reference = copy.deepcopy(module), copy.deepcopy(masked)
+        for layer in (compressed, reference):
+            optimizer = make(layer.parameters(), lr=0.05)
+            for _ in range(5):
+                optimizer.zero_grad()
+                (layer(x) - target).square().mean().backward()
+                optimizer.step()
+        assert compressed.values.grad.shape == (int(mask.sum()),)
+        torch.testing.assert_close(compressed.values.grad, reference.weight.grad[mask])
+        torch.testing.assert_close(compressed.values, reference.weight[mask])
+        torch.testing.assert_close(compressed.bias, reference.bias)
+
+
+def test_compressed_patterns_are_derived_and_not_saved():
+    module, _, _ = _compressed()
+    assert set(module.state_dict()) == {"values", "bias", "mask_words"}
+    pattern = module.pattern
+    assert pattern is not None and module.pattern_t is None
+    module(torch.randn(3, 37))
+    assert module.pattern_t is None  # the input gradient is not asked for
+    with torch.no_grad():
+        module(torch.randn(3, 37, requires_grad=True))
+    assert module.pattern_t is None
+    module(torch.randn(3, 37, requires_grad=True))
+    assert module.pattern_t is not None
+    x = torch.randn(3, 37)
+    for again in (copy.deepcopy(module), _pickled(module)):
+        assert torch.equal(again.pattern, pattern) and again.pattern_t is None
+        assert torch.equal(again(x), module(x))
+    other, _, _ = _compressed()
+    if other.mask.kept != module.mask.kept:
+        with pytest.raises(RuntimeError, match="values, mask_words: got"):
+            other.load_state_dict(module.state_dict())
+    same = st.SparseLinear(37, 19, form="compressed", mask=module.mask)
+    same.mask_words.zero_()  # a stale mask: loading writes mask and pattern
+    same.load_state_dict(module.state_dict())
+    assert torch.equal(same.pattern, pattern) and torch.equal(same(x), module(x))
+    moved = copy.deepcopy(module).to("meta")
+    assert moved.pattern is None
+    moved = moved.to_empty(device="cpu")
+    moved.load_state_dict(module.state_dict())
+    assert torch.equal(moved(x), module(x))
+
+
+def _pickled(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def test_compressed_conversions():
+    module, dense, mask = _compressed()
+    assert torch.equal(module.to_dense().weight, dense.weight * mask)
+    masked = module.to_form("masked")
+    assert torch.equal(masked.weight, dense.weight * mask) and masked.weight.requires_grad
+    assert torch.equal(masked.to_form("compressed").values, module.values)
+    with pytest.raises(ValueError, match="needs weights drawn from a seed"):
+        module.to_form("ticket")
+    seeded = st.SparseLinear(
+        37, 19, form="compressed", seed=3, density=0.4, weights="signed_constant"
+    )
+    for form in ("ticket", "scored", "masked"):
+        other = seeded.to_form(form)
+        again = other.to_form("compressed")
+        assert torch.equal(again.weight, seeded.weight) and again.values.requires_grad
+        assert torch.equal(seeded.to_form(form).mask.words, seeded.mask.words)
+    with torch.no_grad():
+        before = seeded.values.clone()
+        seeded.values.add_(1)
+    seeded.reset_parameters()
+    assert torch.equal(seeded.values, before)
+    module.reset_parameters()
+    assert bool((module.values.abs() <= 1 / math.sqrt(37)).all())
+    assert not torch.equal(module.values, dense.weight[mask])
+
+
+def test_compressed_refusals():
+    module, dense, mask = _compressed()
+    with pytest.raises(RuntimeError, match=r"weight: form 'compressed' loads values and mask_wo"):
+        module.load_state_dict(dense.state_dict())
+    with pytest.raises(RuntimeError, match="values, mask_words: they load together only"):
+        module.load_state_dict({"values": module.values}, strict=False)
+    with pytest.raises(ValueError, match="form 'compressed' does not take a new mask"):
+        module.mask = ~mask
+    with pytest.raises(AttributeError, match="form 'compressed' has values and mask only"):
+        module.weight = nn.Parameter(dense.weight)
+    with pytest.raises(ValueError, match="means nothing in form 'compressed'"):
+        st.SparseLinear(3, 4, form="compressed", codes=True)
+    with pytest.raises(TypeError, match=r"x: got torch\.float64, need torch\.float32"):
+        module(torch.randn(2, 37, dtype=torch.float64))
+
+
+def test_compressed_under_autocast_and_compiled():
+    module, _, _ = _compressed()
+    x = torch.randn(20, 37, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert module.values.grad.dtype == torch.float32
+    oracle.check_compiled(module, [torch.randn(20, 37)], [0])
+
+
+def test_compressed_in_a_converted_model():
+    class Compress:
+        def plan(self, name, module):
+            return {"form": "compressed", "density": 0.2}
+
+    model = nn.Sequential(nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, 10))
+    report = st.sparsify_(model, Compress())
+    assert [row.kind for row in report.converted] == ["SparseLinear compressed"] * 2
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert report.now_bytes == held < report.dense_bytes
+    assert not report.not_weight_free
+    st.densify_(model)
+    assert type(model[0]) is nn.Linear

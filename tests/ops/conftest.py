@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["fused", "materialised"])
 def path(request, monkeypatch) -> str:
-    """Dispatch tables that send everything they can one way."""
+    """Dispatch tables that send everything they can one way; ``live``: of masked_linear only."""
     fused = request.param == "fused"
     linear, conv = oracle.module_of("masked_linear"), oracle.module_of("masked_conv2d")
     ticket = oracle.module_of("ticket_linear")
@@ -28,6 +28,12 @@ def path(request, monkeypatch) -> str:
         rows = dict.fromkeys(getattr(module, table), 10**6 if fused else -1)
         monkeypatch.setattr(module, table, rows)
     monkeypatch.setattr(ticket, "LOOKUP_OUTPUTS", 0)
+    monkeypatch.setattr(ticket, "LARGE_OUTPUTS", 10**6)
+    density = 1.0 if request.param == "live" else -1.0
+    monkeypatch.setattr(linear, "LIVE_DENSITY", dict.fromkeys(linear.LIVE_DENSITY, (density,) * 2))
+    monkeypatch.setattr(linear, "LIVE_ROWS", dict.fromkeys(linear.LIVE_ROWS, 0))
+    monkeypatch.setattr(linear, "WIDE_ROWS", {})
+    monkeypatch.setattr(linear, "FEW_ROWS", 0)
     monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
     monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
     sparse = oracle.module_of("sparse_linear_dw")
@@ -44,8 +50,8 @@ def calls(monkeypatch) -> list[str]:
     def spy(name, kernel):
         monkeypatch.setattr(_C, name, lambda *args: (made.append(name), kernel(*args)))
 
-    kernels = ("masked_linear", "ticket_linear", "lookup_linear", "ticket_codes")
-    sparse = ("sparse_linear", "sparse_linear_dw")
-    for name in (*kernels, *sparse, "masked_conv2d", "ticket_conv2d"):
+    kernels = ("masked_linear", "masked_linear_live", "ticket_linear", "lookup_linear")
+    others = ("ticket_codes", "sparse_linear", "sparse_linear_dw")
+    for name in (*kernels, *others, "masked_conv2d", "ticket_conv2d"):
         spy(name, getattr(_C, name))
     return made

@@ -4,7 +4,7 @@ import oracle
 import pytest
 import torch
 
-from sparseticket import ops
+from sparseticket import _C, ops
 from sparseticket.reference.masked_linear import masked_linear as reference
 
 MODULE = oracle.module_of("masked_linear")
@@ -22,10 +22,10 @@ def _inputs(batch, k, rows, dtype, bias=True):
     return [x, weight, torch.randn(rows, dtype=dtype) if bias else None]
 
 
-def _pair(words):
+def _pair(words, transposed=False):
     return (
-        lambda x, w, b: ops.masked_linear(x, w, words, b),
-        lambda x, w, b: reference(x, w, words, b),
+        lambda x, w, b: ops.masked_linear(x, w, words, b, False, transposed),
+        lambda x, w, b: reference(x, w, words, b, False, transposed),
     )
 
 
@@ -42,19 +42,62 @@ def test_forward_and_backward(path, isa, dtype):
             oracle.compare(*_pair(words), inputs, [0, 1, 2])
 
 
+LIVE = [("live", isa, dtype) for isa in _C.isas() for dtype in DTYPES[:2]]
+
+
+@pytest.mark.parametrize(("path", "isa", "dtype"), LIVE, indirect=["path", "isa"])
+def test_live_walk_and_transposed(path, isa, dtype):
+    """The walk over live weights, both ways; sizes beyond one panel, block and span of lists."""
+    torch.manual_seed(0)
+    for i, (batch, k, rows) in enumerate([*SIZES, (33, 2100, 5), (70, 300, 40)]):
+        for _, _, words in oracle.patterns((rows, k)):
+            x, weight, bias = _inputs(batch, k, rows, dtype, bias=i % 2 == 0)
+            assert ops.explain_op("masked_linear", x, weight, words).kernel == f"live {isa}"
+            oracle.compare(*_pair(words), [x, weight, bias], [0, 1, 2])
+            turned = [torch.randn(batch, rows, dtype=dtype), weight, torch.randn(k, dtype=dtype)]
+            oracle.compare(*_pair(words, transposed=True), turned, [0, 1, 2])
+
+
+@pytest.mark.parametrize("path", ["fused", "live", "materialised"], indirect=True)
+def test_transposed(path):
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        _, _, words = next(oracle.patterns((17, 63), "rows"))
+        x, weight, bias = torch.randn(2, 3, 17), torch.randn(17, 63), torch.randn(63)
+        inputs = [t.to(dtype) for t in (x, weight, bias)]
+        oracle.compare(*_pair(words, transposed=True), inputs, [0, 1, 2])
+        oracle.check_compiled(_pair(words, transposed=True)[0], inputs, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"x: got shape \(2, 3, 16\), need last dimension 17"):
+        ops.masked_linear(x[..., 1:], weight, words, None, False, True)
+
+
+@pytest.mark.parametrize("path", ["live"], indirect=True)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_live_walk_is_the_same_for_any_threads(isa, path, transposed):
+    torch.manual_seed(0)
+    words = ops.pack_mask(torch.rand(63, 300) < 0.5)
+    x, weight = torch.randn(40, 63 if transposed else 300), torch.randn(63, 300)
+    made = oracle.by_threads(lambda: ops.masked_linear(x, weight, words, None, False, transposed))
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_explain_tells_what_runs(calls, dtype):
     torch.manual_seed(0)
-    words = ops.pack_mask(torch.rand(5, 70) < 0.5)
-    most = MODULE.FUSED_ROWS.get(("dense weight", dtype), 1)
-    for batch in (1, most, most + 1):
-        x, weight, bias = _inputs(batch, 70, 5, dtype)
-        choice = ops.explain_op("masked_linear", x, weight, words, bias)
-        assert choice.kernel.startswith("fused") == (batch <= most and dtype != torch.float64)
-        assert choice.reason
-        calls.clear()
-        ops.masked_linear(x, weight, words, bias)
-        assert calls == (["masked_linear"] if choice.kernel.startswith("fused") else [])
+    called = {"fused": ["masked_linear"], "live": ["masked_linear_live"], "materialised": []}
+    seen = set()
+    for density in (0.0, 0.05, 0.4, 0.9):
+        words = ops.pack_mask(torch.rand(5, 70) < density)
+        for batch in (1, 4, 5, 8, 9, 64, 65, 128, 129):
+            x, weight, bias = _inputs(batch, 70, 5, dtype)
+            choice = ops.explain_op("masked_linear", x, weight, words, bias)
+            kernel = choice.kernel.partition(" ")[0]
+            assert choice.reason
+            calls.clear()
+            ops.masked_linear(x, weight, words, bias)
+            assert calls == called[kernel]
+            seen.add(kernel)
+    assert seen == ({"materialised"} if dtype == torch.float64 else set(called))
 
 
 @pytest.mark.parametrize("path", ["fused"], indirect=True)  # a dense GEMM promises nothing

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sparseticket import ops, prng
 from sparseticket.reference.masked_conv2d import masked_conv2d
 from sparseticket.reference.popup_conv2d import popup_conv2d as reference
+from sparseticket.reference.popup_linear import popup_score_grad
 from sparseticket.reference.regenerate import regenerate
 
 MODULE = oracle.module_of("masked_conv2d")
@@ -211,3 +212,21 @@ def test_errors():
             ops.popup_conv2d(x_, weight_, scores_, words_, None, transform, *RECIPE, *rest, groups)
     with pytest.raises(ValueError, match=r"popup_conv2d: bias: .*\(5,\), need"):
         ops.popup_conv2d(x, weight, scores, words, bias[1:], "abs", *RECIPE, *rest, 2)
+
+
+def test_raw_gradient_is_that_of_the_masked_weight(path):
+    torch.manual_seed(0)
+    x_shape, shape, geometry = SMALL
+    words = ops.pack_mask(torch.rand(shape) < 0.5)
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs = _inputs(x_shape, shape, dtype)
+        _, weight, scores, bias = inputs
+
+        def op(x, w, s, b):
+            return ops.popup_conv2d(x, w, s, words, b, "abs", *RECIPE, *geometry, True)
+
+        _, grad, (gs,) = oracle.gradients(op, inputs, [2])
+        _, _, (plain,) = oracle.gradients(_op(words, geometry), inputs, [2], grad)
+        assert torch.equal(popup_score_grad(gs, weight, scores, "abs"), plain)
+        leaves = (inputs[0], weight, oracle.leaf(scores), words, bias)
+        torch.library.opcheck(ops.popup_conv2d, (*leaves, "abs", *RECIPE, *geometry, True))

@@ -67,15 +67,19 @@ def test_forward_and_backward(path, isa, dtype, transform):
 def test_explain_tells_what_runs(calls, dtype):
     torch.manual_seed(0)
     words = ops.pack_mask(torch.rand(5, 70) < 0.5)
-    most = oracle.module_of("masked_linear").FUSED_ROWS.get(("dense weight", dtype), 1)
-    for batch in (1, most, most + 1):
+    most = oracle.module_of("masked_linear").FUSED_ROWS.get(dtype, 1)
+    for batch in (1, most, most + 1, 129):
         x, w, s, b = _inputs(batch, 70, 5, dtype)
         args = (x, w, s, words, b, "abs", *RECIPE)
-        fused = ops.explain_op("popup_linear", *args).kernel.startswith("fused")
-        assert fused == (batch <= most and dtype != torch.float64)
+        choice = ops.explain_op("popup_linear", *args)
+        assert choice[1:] == ops.explain_op("masked_linear", x, w, words)[1:]
+        kernel = choice.kernel.partition(" ")[0]
+        if batch <= most:
+            assert kernel == ("materialised" if dtype == torch.float64 else "fused")
         calls.clear()
         ops.popup_linear(*args)
-        assert calls == (["masked_linear"] if fused else [])
+        called = {"fused": ["masked_linear"], "live": ["masked_linear_live"], "materialised": []}
+        assert calls == called[kernel]
 
 
 def test_explain_tells_what_runs_from_the_seed(calls, path):
@@ -260,3 +264,26 @@ def test_errors():
             ops.popup_linear(*tensors, bias, transform, *RECIPE)
     with pytest.raises(ValueError, match=r"popup_linear: bias: .*\(4,\), need torch\.float32 \(5,"):
         ops.popup_linear(x, weight, scores, words, bias[1:], "abs", *RECIPE)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_raw_gradient_is_that_of_the_masked_weight(path, seeded):
+    torch.manual_seed(0)
+    mask = torch.rand(5, 70) < 0.5
+    words = ops.pack_mask(mask)
+    for dtype in DTYPES:
+        inputs = _inputs(3, 70, 5, dtype)
+        x, weight, scores, bias = inputs
+
+        def op(x, w, s, b):
+            given = None if seeded else w
+            return ops.popup_linear(x, given, s, words, b, "abs", *RECIPE, True)
+
+        y, grad, (gs, gx) = oracle.gradients(op, inputs, [2, 0])
+        y2, _, (plain, gx2) = oracle.gradients(_op(words, "abs", seeded), inputs, [2, 0], grad)
+        assert gs.dtype == scores.dtype
+        assert torch.equal(popup_score_grad(gs, weight, scores, "abs"), plain)
+        assert torch.equal(y, y2)
+        assert torch.equal(gx, gx2)
+        args = (x, weight, oracle.leaf(scores), words, bias, "abs", *RECIPE, True)
+        torch.library.opcheck(ops.popup_linear, args)

@@ -44,22 +44,22 @@ def test_lists_what_the_reference_does(isa, transposed):
 
 def test_segments_are_sorted_runs_within_a_block():
     torch.manual_seed(0)
-    mask = torch.rand(300, 1000) < 0.2  # blocks of 96 columns, strips of 256 rows
+    mask = torch.rand(300, 1000) < 0.2  # blocks of 128 columns, strips of 256 rows
     kept = int(mask.sum())
     words = ops.pack_mask(mask)
     listed, raw = _decoded(ops.sparse_pattern(words, 1000, kept), 300, 1000, kept, False)
     columns = listed[301:]
-    segments = torch.tensor(raw.astype("int64"))[: 4 * 300 * 11].view(-1, 4)
+    segments = torch.tensor(raw.astype("int64"))[: 4 * 300 * 8].view(-1, 4)
     starts, counts = segments[:, 0] + 65536 * segments[:, 1], segments[:, 2]
     at = 0
     for first, n in ((0, 256), (256, 44)):
-        for block in range(11):
+        for block in range(8):
             here = slice(at, at + n)
             assert bool((counts[here].diff() <= 0).all())
             rows = segments[here, 3]
             assert sorted(rows.tolist()) == list(range(n))
             for start, count, row in zip(starts[here], counts[here], rows, strict=True):
-                live = mask[first + row, 96 * block : 96 * block + 96].nonzero()[:, 0] + 96 * block
+                live = mask[first + row, 128 * block :][:128].nonzero()[:, 0] + 128 * block
                 assert torch.equal(columns[start : start + count], live)
             at += n
 

@@ -13,10 +13,10 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 SIGMA = prng.round_bf16(0.37)  # as modules round it: every dtype holds the same weights
 LAST = 2**63 - 1
 # (batch rows, K, O): every kernel (rows 1, 2, up to 6, panels of 16 with few and many rows left),
-# more than one tile of outputs (128, 2,048) and slab of words (512 and 4,096 columns), no elements
+# more than one tile of outputs (64, 4,096) and slab of words (512 and 4,096 columns), no elements
 SIZES = [
     *[(1, 1, 1), (1, 63, 3), (3, 17, 100), (4, 100, 17), (2, 130, 1), (2, 4096, 2), (5, 8300, 3)],
-    *[(1, 1100, 300), (20, 33, 2100), (6, 17, 2100), (16, 100, 63), (30, 63, 17)],
+    *[(1, 1100, 300), (20, 33, 4100), (6, 17, 4100), (16, 100, 63), (30, 63, 17)],
     *[(17, 3, 1), (63, 100, 3), (0, 5, 4), (2, 0, 4), (100, 0, 4), (3, 5, 0)],
 ]
 RECIPE = (5, 7, "signed_constant", SIGMA)
@@ -205,8 +205,12 @@ def test_explain_tells_what_runs(calls, dtype):
         ops.ticket_linear(*args, **kept)
         assert calls == expected[1]
         assert ops.explain_op("ticket_linear", *args, **kept).kernel.startswith(expected[0])
-    few = (torch.randn(1, k, dtype=dtype), words[:-1], None, *RECIPE)
+    few = (torch.randn(many, k, dtype=dtype), words[:-1], None, *RECIPE)
     assert ops.explain_op("ticket_linear", *few).kernel == "materialised"
+    large = torch.zeros(module.LARGE_OUTPUTS, words.shape[1], dtype=torch.int32)
+    args = (torch.randn(over, k, dtype=dtype) if over < 1000 else few[0], large, None, *RECIPE)
+    kernel = ops.explain_op("ticket_linear", *args).kernel
+    assert kernel.startswith("materialised" if dtype == torch.float64 else "four-Russians")
 
 
 @pytest.mark.parametrize("layout", oracle.FORMATS)

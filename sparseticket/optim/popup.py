@@ -1,0 +1,290 @@
+"""Optimizers of scored modules: update, straight-through sign and exact selection in one op.
+
+``PopupSGD`` does what ``torch.optim.SGD`` with ``st.attach`` does, ``PopupAdamW`` what
+``torch.optim.AdamW`` does: the same scores within float rounding, and exactly the masks of the
+scores they made, in one pass over them.
+
+Where a float32 module has signed-constant weights, the backward pass hands over the dense gradient
+G of W*mask as it is, and the step multiplies by W*sign(s) from one kept sign bit a weight. For the
+life of the optimizer, ``scores.grad`` of such a module is that raw gradient: clipping and hooks see
+it without the factor. Make the optimizer before ``backward()``, and only one for a model.
+
+Memory: SGD one float a score with momentum, none without; AdamW two; and the sign bits.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from sparseticket import ops
+from sparseticket.nn import Selection, SparseModule, reselect, selections
+
+__all__ = ["PopupAdamW", "PopupSGD"]
+
+
+class _Popup(Optimizer):
+    """``param_groups[0]`` holds the scores, ``[1]`` the model's other trainable parameters.
+
+    ``state_dict()`` holds everything that a bit-exact resume needs, under torch's own names.
+    """
+
+    _MOMENTS: ClassVar[tuple[str, ...]]  # state of every score tensor, in popup_step's order
+
+    def __init__(self, model: nn.Module | Iterable[nn.Module], defaults: dict[str, Any]) -> None:
+        name, roots = type(self).__name__, [model] if isinstance(model, nn.Module) else list(model)
+        if wrong := [r for r in roots if not isinstance(r, nn.Module)]:
+            raise TypeError(f"{name}: model: got a {type(wrong[0]).__name__}, need modules")
+        modules = dict.fromkeys(m for root in roots for m in root.modules())
+        self._modules = [m for m in modules if isinstance(m, SparseModule) and m.form == "scored"]
+        if not self._modules:
+            raise ValueError(
+                f"{name}: model: no module is in form 'scored'; convert it first, with "
+                "st.sparsify_(model, st.EdgePopup(...)) or form='scored'"
+            )
+        scores = [m.scores for m in self._modules]
+        held = {id(s) for s in scores}
+        trained = dict.fromkeys(p for r in roots for p in r.parameters() if p.requires_grad)
+        others = [p for p in trained if id(p) not in held]
+        groups = [{"params": scores}, *([{"params": others}] if others else [])]
+        super().__init__(groups, defaults)
+        self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
+        self._hints: dict[tuple, torch.Tensor] = {}
+        self._raw = [m for m in self._modules if _takes_signs(m)]
+        token = object()
+        for m in self._raw:
+            m._raw_grad_for = token
+        weakref.finalize(self, _ask_plain, self._raw, token)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; then all masks are those of the scores.
+
+        ValueError for NaN scores, on CPU: they have been updated, and a forward pass raises.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scores, *others = self.param_groups
+        for group in others:
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self._plain_step(group, params)
+        for selection in selections(self._modules):
+            self._select_step(scores, selection)
+        return loss
+
+    def _select_step(self, group: dict[str, Any], selection: Selection) -> None:
+        """Scores without a gradient stay as they are, as in torch, but take part in selection."""
+        parts = defaultdict(list)  # by the number of steps they have made
+        for i, m in enumerate(selection.modules):
+            if m.scores.grad is not None:
+                parts[self._prepare(group, m.scores)].append(i)
+        whole = len(parts) == 1 and len(*parts.values()) == len(selection.modules)
+        layerwise = selection.scope == "layer"
+        for step, chosen in parts.items():
+            modules = [selection.modules[i] for i in chosen]
+            if whole:
+                kept, scope = selection.kept, selection.scope
+            else:  # each by itself; where that is not the selection it follows below
+                kept = [selection.kept[i] if layerwise else 0 for i in chosen]
+                scope = "layer"
+            self._popup_step(group, selection, modules, kept, scope, step)
+        if parts and not whole and not layerwise:
+            reselect(selection.modules)
+
+    def _popup_step(self, group, selection, modules, kept, scope, step) -> None:
+        moments = [
+            [self.state[m.scores][name] for m in modules] if self._keeps(group, name) else []
+            for name in self._MOMENTS
+        ]
+        ops.popup_step(
+            [m.scores for m in modules],
+            [m.scores.grad for m in modules],
+            *moments,
+            *([[]] if len(moments) == 1 else []),
+            [m.mask_words for m in modules],
+            self._hint(scope, modules),
+            kept,
+            [self._sign_words(m) for m in modules],
+            [m.recipe.sigma for m in modules],
+            **self._settings(group, step),
+            scope=scope,
+            transform=selection.transform,
+            min_keep=selection.min_keep if scope == "global" else 0,
+        )
+        for m in modules:
+            m._selection_taken()
+
+    def _prepare(self, group: dict[str, Any], scores: torch.Tensor) -> int:
+        """Count a step of this tensor and make its state if it has none; returns the count."""
+        state = self.state[scores]
+        for name in self._MOMENTS:
+            if name not in state and self._keeps(group, name):
+                state[name] = torch.zeros_like(scores)
+        return self._count(state)
+
+    def _hint(self, scope: str, modules: list[SparseModule]) -> torch.Tensor:
+        """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
+        them."""
+        rows = 1 if scope == "global" else len(modules)
+        key = (scope, *map(id, modules))
+        if key not in self._hints or self._hints[key].device != modules[0].scores.device:
+            zeros = torch.zeros(rows, 2, dtype=torch.int32, device=modules[0].scores.device)
+            self._hints[key] = zeros
+        return self._hints[key]
+
+    def _sign_words(self, module: SparseModule) -> torch.Tensor | None:
+        """Remade when another seed was loaded into the module."""
+        if module._raw_grad_for is None:
+            return None
+        seed, layer, *_ = module.recipe.arguments()
+        source = (seed, layer, module.scores.device)
+        if self._signs.get(id(module), (None,))[0] != source:
+            words = ops.sign_words(seed, layer, module.weight_shape, device=module.scores.device)
+            self._signs[id(module)] = (source, words)
+        return self._signs[id(module)][1]
+
+    def _keeps(self, group: dict[str, Any], moment: str) -> bool:
+        return True
+
+    def _count(self, state: dict[str, Any]) -> int:
+        raise NotImplementedError
+
+    def _settings(self, group: dict[str, Any], step: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _plain_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        raise NotImplementedError
+
+
+def _takes_signs(module: SparseModule) -> bool:
+    return module.recipe.dist == "signed_constant" and module.dtype == torch.float32
+
+
+def _ask_plain(modules: list[SparseModule], token: object) -> None:
+    for m in modules:
+        if m._raw_grad_for is token:
+            m._raw_grad_for = None
+
+
+def _check_numbers(name: str, **numbers: float) -> None:
+    for key, value in numbers.items():
+        if not value >= 0:  # also for NaN
+            raise ValueError(f"{name}: {key}: got {value}, need a number >= 0")
+
+
+class PopupSGD(_Popup):
+    """``torch.optim.SGD`` (dampening 0) and the masks of its scores, for a model or some modules.
+
+    ``param_groups[1]``, if the model trains anything but scores, is stepped by torch's own SGD.
+    Learning-rate schedulers, closures and hooks work as for any optimizer. TypeError or ValueError
+    unless ``model`` holds scored modules and the numbers are >= 0.
+    """
+
+    _MOMENTS = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        _check_numbers("PopupSGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
+        if nesterov and not momentum:
+            raise ValueError("PopupSGD: nesterov: got True with momentum 0, need momentum > 0")
+        settings = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(model, {"lr": lr, **settings})
+
+    def _keeps(self, group: dict[str, Any], moment: str) -> bool:
+        return group["momentum"] != 0
+
+    def _count(self, state: dict[str, Any]) -> int:
+        return 1  # its formula is the same at every step
+
+    def _settings(self, group: dict[str, Any], step: int) -> dict[str, Any]:
+        return {
+            "lr": float(group["lr"]),
+            "beta1": group["momentum"],
+            "weight_decay": group["weight_decay"],
+            "nesterov": group["nesterov"],
+        }
+
+    def _plain_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        buffers = [self.state[p].get("momentum_buffer") for p in params]
+        settings = {k: group[k] for k in ("lr", "momentum", "weight_decay", "nesterov")}
+        grads = [p.grad for p in params]
+        sgd(params, grads, buffers, **settings, dampening=0.0, maximize=False)
+        if group["momentum"]:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer
+
+
+class PopupAdamW(_Popup):
+    """``torch.optim.AdamW`` and the masks of its scores, for a model or some modules.
+
+    Otherwise as :class:`PopupSGD`.
+    """
+
+    _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Module],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        _check_numbers("PopupAdamW", lr=lr, eps=eps, weight_decay=weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"PopupAdamW: betas: got {betas}, need two numbers in [0, 1)")
+        super().__init__(
+            model, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        )
+
+    def _count(self, state: dict[str, Any]) -> int:
+        state.setdefault("step", torch.tensor(0.0)).add_(1)
+        return int(state["step"])
+
+    def _settings(self, group: dict[str, Any], step: int) -> dict[str, Any]:
+        beta1, beta2 = group["betas"]
+        names = ("eps", "weight_decay")
+        settings = {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "step": step}
+        return settings | {name: group[name] for name in names}
+
+    def _plain_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        for p in params:
+            state = self.state[p]
+            state.setdefault("step", torch.tensor(0.0))
+            for name in self._MOMENTS:
+                if name not in state:
+                    state[name] = torch.zeros_like(p)
+        lists = [[self.state[p][name] for p in params] for name in self._MOMENTS]
+        steps = [self.state[p]["step"] for p in params]
+        adam(
+            params,
+            [p.grad for p in params],
+            *lists,
+            [],
+            steps,
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
