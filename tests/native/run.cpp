@@ -8,6 +8,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <sys/mman.h>
+#endif
+
 #include "core.h"
 #include "philox.h"
 #include "simd.h"
@@ -490,6 +494,34 @@ void drive_masked_linear(Case& c) {
   c.random.one_in(2) ? masked_linear<float>(c, Dtype::f32) : masked_linear<bf16>(c, Dtype::bf16);
 }
 
+// Both directions: y = x W^T, or transposed x W.
+template <typename T>
+void masked_linear_live(Case& c, Dtype dtype) {
+  const Layout l = linear_of(c.random);
+  const bool transposed = c.random.one_in(2);
+  const int64_t width = transposed ? l.rows : l.channels;
+  const Buffer<uint32_t> words = mask_words(c.random, l, true);
+  const Buffer<T> weight = values<T>(c.random, numel(l));
+  const Layout seen{transposed ? l.channels : l.rows, width, 1};
+  check_linear<T>(
+      c, seen,
+      [&](const T* x, const T* bias, T* y, int64_t batch) {
+        const Buffer<float> scratch(c.random,
+                                    masked_linear_floats(batch, width, transposed, c.threads));
+        kernels.masked_linear_live(x, weight.data(), words.data(), bias, y, dtype, batch, l.rows,
+                                   l.channels, transposed, scratch.data(), c.threads);
+      },
+      [&](int64_t out, int64_t in) {
+        const int64_t row = transposed ? in : out, k = transposed ? out : in;
+        return bit(words, l, row, k) ? to_float(weight[row * l.channels + k]) : 0.0f;
+      });
+}
+
+void drive_masked_linear_live(Case& c) {
+  c.random.one_in(2) ? masked_linear_live<float>(c, Dtype::f32)
+                     : masked_linear_live<bf16>(c, Dtype::bf16);
+}
+
 // The weight of a ticket; its sign plane is given or left to the kernel.
 struct Ticket {
   Layout layout;
@@ -812,17 +844,57 @@ double conv_pixel(const Conv& v, const float* x, int64_t o, int64_t h, int64_t w
   return sum;
 }
 
-// run(x, bias or null, y, scratch...): as check_linear.
+// Scratch of a convolution of a mask, as csrc/bind/conv*.cpp makes it.
+struct ConvRoom {
+  Conv conv;
+  Layout layout;
+  Buffer<uint32_t> words;
+  int64_t live;
+  ConvPlan plan;
+  Buffer<float> planes, sums, stream;
+  Buffer<Column> columns;
+  Buffer<int32_t> starts, offsets;
+  Buffer<float> taken;
+
+  ConvRoom(Case& c, const Conv& v)
+      : conv(v),
+        layout(layout_of(v)),
+        words(mask_words(c.random, layout, false)),
+        live(count(words)),
+        plan(make_conv_plan(v, live)),
+        planes(c.random, conv_image_floats(v, plan) * c.threads),
+        sums(c.random, conv_sums_floats(v) * c.threads),
+        stream(c.random, live),
+        columns(c.random, conv_columns(v)),
+        starts(c.random, plan.blocks * v.outputs + 1),
+        offsets(c.random, live),
+        taken(c.random, live) {}
+  ConvScratch scratch() const { return {planes.data(), sums.data()}; }
+  TapScratch taps() const { return {columns.data(), starts.data(), offsets.data(), taken.data()}; }
+};
+
+// Weights with the mask's live values in canonical order.
+struct LiveWeight {
+  Buffer<float> live;
+  std::vector<float> dense;
+
+  LiveWeight(Random& random, const ConvRoom& room)
+      : live(values<float>(random, room.live)), dense(static_cast<size_t>(numel(room.layout))) {
+    for (int64_t i = 0, at = 0; i < numel(room.layout); ++i)
+      if (bit(room.words, room.layout, i / columns_of(room.layout), i % columns_of(room.layout)))
+        dense[static_cast<size_t>(i)] = live[at++];
+  }
+};
+
+// run(x, bias or null, y): as check_linear.
 template <typename Run, typename Weight>
 void check_conv2d(Case& c, const Conv& v, const Run& run, const Weight& weight) {
   const int64_t image = v.channels * v.height * v.width, plane = v.out_height * v.out_width;
   const Buffer<float> x = values<float>(c.random, v.batch * image);
   const Buffer<float> bias = values<float>(c.random, v.outputs);
   const Buffer<float> y(c.random, v.batch * v.outputs * plane);
-  const Buffer<float> planes(c.random, conv_planes_floats(v));
-  const Buffer<Tap> taps(c.random, columns_of(layout_of(v)) * c.threads);
   const bool biased = c.random.one_in(2);
-  run(x.data(), biased ? bias.data() : nullptr, y.data(), planes.data(), taps.data());
+  run(x.data(), biased ? bias.data() : nullptr, y.data());
   for (int64_t i = 0; i < y.n; ++i) {
     const int64_t n = i / plane / v.outputs, o = i / plane % v.outputs, at = i % plane;
     const double shift = biased ? bias[o] : 0.0f;
@@ -834,30 +906,151 @@ void check_conv2d(Case& c, const Conv& v, const Run& run, const Weight& weight) 
 }
 
 void drive_masked_conv2d(Case& c) {
-  const Conv v = conv_of(c.random);
-  const Layout l = layout_of(v);
-  const Buffer<uint32_t> words = mask_words(c.random, l, true);
+  const ConvRoom r(c, conv_of(c.random));
+  const Layout& l = r.layout;
   const Buffer<float> weight = values<float>(c.random, numel(l));
   check_conv2d(
-      c, v,
-      [&](const float* x, const float* bias, float* y, float* planes, Tap* taps) {
-        kernels.masked_conv2d(x, weight.data(), words.data(), bias, y, v, planes, taps, c.threads);
+      c, r.conv,
+      [&](const float* x, const float* bias, float* y) {
+        kernels.masked_conv2d(x, weight.data(), r.words.data(), bias, y, r.conv, r.plan,
+                              r.scratch(), r.taps(), c.threads);
       },
       [&](int64_t o, int64_t k) {
-        return bit(words, l, o, k) ? weight[o * columns_of(l) + dense_column(l, k)] : 0.0f;
+        return bit(r.words, l, o, k) ? weight[o * columns_of(l) + dense_column(l, k)] : 0.0f;
       });
 }
 
 void drive_ticket_conv2d(Case& c) {
-  const Conv v = conv_of(c.random);
-  const Ticket ticket(c.random, layout_of(v));
+  const ConvRoom r(c, conv_of(c.random));
+  const Key key = key_of(c.random);
+  const Buffer<uint32_t> signs = made_signs(c.random, r.words.n, key);
+  const bool plane = c.random.one_in(2);
   check_conv2d(
-      c, v,
-      [&](const float* x, const float* bias, float* y, float* planes, Tap* taps) {
-        kernels.ticket_conv2d(x, ticket.words.data(), ticket.signs(), bias, y, v, 0.25f,
-                              ticket.key.low, ticket.key.high, planes, taps, c.threads);
+      c, r.conv,
+      [&](const float* x, const float* bias, float* y) {
+        kernels.ticket_conv2d(x, r.words.data(), plane ? signs.data() : nullptr, bias, y, r.conv,
+                              0.25f, key.low, key.high, r.plan, r.scratch(), r.taps(), c.threads);
       },
-      [&](int64_t o, int64_t k) { return ticket.weight(o, k); });
+      [&](int64_t o, int64_t k) {
+        return !bit(r.words, r.layout, o, k) ? 0.0f : bit(signs, r.layout, o, k) ? -0.25f : 0.25f;
+      });
+}
+
+Buffer<int32_t> conv2d_taps(Case& c, const ConvRoom& r) {
+  Buffer<int32_t> taps(c.random, kTapHeader + r.plan.blocks * r.conv.outputs + 1 + 2 * r.live);
+  kernels.conv2d_taps(r.words.data(), r.conv, r.plan, r.columns.data(), taps.data(), r.live);
+  return taps;
+}
+
+void check_order(Case& c, const int32_t* order, int64_t n) {
+  std::vector<bool> seen(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    CHECK(order[i] >= 0 && order[i] < n && !seen[static_cast<size_t>(order[i])]);
+    seen[static_cast<size_t>(order[i])] = true;
+  }
+}
+
+void drive_conv2d_taps(Case& c) {
+  const ConvRoom r(c, conv_of(c.random));
+  const Buffer<int32_t> taps = conv2d_taps(c, r);
+  CHECK(taps[0] == r.conv.height && taps[1] == r.conv.width);
+  check_order(c, taps.data() + taps.n - r.live, r.live);
+}
+
+void drive_sparse_conv2d(Case& c) {
+  const ConvRoom r(c, conv_of(c.random));
+  const Buffer<int32_t> taps = conv2d_taps(c, r);
+  const LiveWeight weight(c.random, r);
+  check_conv2d(
+      c, r.conv,
+      [&](const float* x, const float* bias, float* y) {
+        kernels.sparse_conv2d(x, weight.live.data(), taps.data(), bias, y, r.conv, r.plan,
+                              r.scratch(), r.stream.data(), r.live, c.threads);
+      },
+      [&](int64_t o, int64_t k) {
+        return weight.dense[static_cast<size_t>(o * columns_of(r.layout) + k)];
+      });
+}
+
+struct ConvCode {
+  Buffer<int32_t> ranks, places, order;
+  Buffer<int64_t> entries;
+  CodeParts parts;
+  Buffer<uint8_t> code;
+
+  ConvCode(Case& c, const ConvRoom& r)
+      : ranks(c.random, r.conv.outputs),
+        places(c.random, conv_strips(r.conv)),
+        order(c.random, r.live),
+        entries(c.random, conv_strips(r.conv)),
+        parts{r.columns.data(), ranks.data(), entries.data(), places.data(), order.data()},
+        code(c.random, kernels.conv_code(r.words.data(), r.conv, r.plan, parts, nullptr)) {
+    CHECK(kernels.conv_code(r.words.data(), r.conv, r.plan, parts, code.data()) == code.n);
+  }
+};
+
+void drive_conv_code(Case& c) {
+  const ConvRoom r(c, conv_of(c.random));
+  check_order(c, ConvCode(c, r).order.data(), r.live);
+}
+
+// The code itself knows no sanitizer; what goes around it does.
+void drive_run_conv_code(Case& c) {
+  const ConvRoom r(c, conv_of(c.random));
+  const ConvCode made(c, r);
+  const LiveWeight weight(c.random, r);
+#if defined(__AVX512F__)
+  const size_t bytes = static_cast<size_t>(made.code.n);
+  void* const pages =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  CHECK(pages != MAP_FAILED);
+  std::memcpy(pages, made.code.data(), bytes);
+  CHECK(mprotect(pages, bytes, PROT_READ | PROT_EXEC) == 0);
+  check_conv2d(
+      c, r.conv,
+      [&](const float* x, const float* bias, float* y) {
+        kernels.run_conv_code(x, weight.live.data(), bias, y, r.conv, r.plan, r.scratch(),
+                              made.parts, static_cast<const uint8_t*>(pages), r.stream.data(),
+                              r.live, c.threads);
+      },
+      [&](int64_t o, int64_t k) {
+        return weight.dense[static_cast<size_t>(o * columns_of(r.layout) + k)];
+      });
+  munmap(pages, bytes);
+#endif
+}
+
+void drive_sparse_conv2d_dw(Case& c) {
+  ConvRoom r(c, conv_of(c.random));
+  const Conv& v = r.conv;
+  r.plan.block_channels = v.channels / v.groups;
+  r.plan.blocks = 1;
+  const int64_t image = v.channels * v.height * v.width, plane = v.out_height * v.out_width;
+  const Buffer<float> x = values<float>(c.random, v.batch * image), out(c.random, r.live);
+  const Buffer<float> grad = values<float>(c.random, v.batch * v.outputs * plane);
+  const Buffer<int32_t> starts(c.random, v.outputs + 1);
+  const Buffer<float> planes(c.random, grad_planes_floats(v, r.plan));
+  const Buffer<float> flat(c.random, c.threads * 16 * r.plan.vectors);
+  const Buffer<float> sums(c.random, c.threads * 16 * conv_columns(v));
+  kernels.sparse_conv2d_dw(x.data(), grad.data(), r.words.data(), out.data(), v, r.plan,
+                           {r.columns.data(), starts.data(), r.offsets.data(), nullptr},
+                           {planes.data(), flat.data(), sums.data()}, r.live, c.threads);
+  for (int64_t o = 0, at = 0; o < v.outputs; ++o)
+    for (int64_t k = 0; k < columns_of(r.layout); ++k) {
+      if (!bit(r.words, r.layout, o, k)) continue;
+      double sum = 0, bound = 0;
+      const auto only = [&](int64_t, int64_t other) { return other == k ? 1.0f : 0.0f; };
+      for (int64_t i = 0; i < v.batch * plane; ++i) {
+        const int64_t n = i / plane, pixel = i % plane;
+        double unused = 0;
+        const double seen = conv_pixel(v, x.data() + n * image, o, pixel / v.out_width,
+                                       pixel % v.out_width, only, &unused);
+        const double product = seen * grad[(n * v.outputs + o) * plane + pixel];
+        sum += product;
+        bound += std::fabs(product);
+      }
+      CHECK(near(out[at++], sum, bound));
+    }
 }
 
 // ------------------------------------------------------------------ the list
