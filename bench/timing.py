@@ -1,7 +1,8 @@
 """Interleaved timing on a shared machine, and what the machine itself can do.
 
 One thread: CPU time of this thread, which pre-emption does not touch. More threads: wall time of
-samples without an involuntary context switch. Contenders take turns, so that drift hits all alike.
+samples without an involuntary context switch. Contenders take turns, so that drift hits all alike;
+each starts its turn with an untimed call, so that all are timed with their own data in the caches.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _loops(call: Callable[[], object]) -> int:
 
 
 def _sample(call: Callable[[], object], loops: int, threads: int) -> tuple[float, bool]:
-    call()  # untimed: the contender before has filled the caches with its own data
+    call()  # the contender before has filled the caches with its own data
     clock = time.thread_time if threads == 1 else time.perf_counter
     switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     start = clock()
