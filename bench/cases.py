@@ -355,12 +355,25 @@ def _popup_linear(shape, batch, density, seeded=False):
         (words,), _ = ops.select_mask([scores.detach()], [kept])
         step(ops.popup_linear(x, given, scores, words, None, *recipe), scores, sgd[scores])
 
+    # What PopupSGD does: raw gradients, one pass for update and selection.
+    held, state = torch.zeros(shape), torch.zeros(1, 2, dtype=torch.int32)
+    signs = ops.sign_words(_SEED, _LAYER, shape)
+    kept_words = ops.select_mask([scores.detach()], [kept])[0][0]
+
+    def ours_fused():
+        x.grad = scores.grad = None
+        y = ops.popup_linear(x, given, scores, kept_words, None, *recipe, raw_grad=True)
+        y.backward(grad)
+        sgd_step = ([held], [], [kept_words], state, [kept], [signs], [_SIGMA], 1e-4, 0.9)
+        ops.popup_step([scores.detach()], [scores.grad], *sgd_step)
+
     return {
         "dense": lambda: step(F.linear(x, trained), trained, sgd[trained]),
         "sort + float mask": lambda: step(
             F.linear(x, weight * _SortedMask.apply(scores.abs(), kept)), scores, sgd[scores]
         ),
         "ours": ours,
+        "ours, popup_step": ours_fused,
     }
 
 
@@ -494,7 +507,7 @@ def _ticket_conv(shape, size, batch, density):
     }
 
 
-def _compressed(shape, size, batch, density):
+def _compressed_conv(shape, size, batch, density):
     """Input, a dense conv, and its compressed module after a first call."""
     x, weight, mask, _, (stride, padding, dilation, groups) = _conv_inputs(
         shape, size, batch, density
@@ -516,7 +529,7 @@ def _dense_layouts(call, x, weight):
 
 
 def _sparse_conv(shape, size, batch, density):
-    x, dense, sparse = _compressed(shape, size, batch, density)
+    x, dense, sparse = _compressed_conv(shape, size, batch, density)
     weight = dense.weight.detach()
     place = (None, shape, sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
     values, words = sparse.values.detach(), sparse.mask_words
@@ -539,7 +552,7 @@ def _without_grad(call):
 
 
 def _sparse_conv_dw(shape, size, batch, density):
-    x, dense, sparse = _compressed(shape, size, batch, density)
+    x, dense, sparse = _compressed_conv(shape, size, batch, density)
     grad = torch.randn(batch, shape[0], size, size)
     place = (sparse.stride, sparse.padding, sparse.dilation, sparse.groups)
 

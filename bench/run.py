@@ -151,12 +151,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     env = environment()
     print(" ".join(f"{k}={v}" for k, v in env.items()))
-    rows, crossovers, red = [], [], []
+    crossovers, red = [], []
     for op in args.ops or CASES:
         if not args.no_gate and not tests_pass(op):
             print(f"{op}: its tests do not pass here; not timed")
             red.append(op)
             continue
+        rows = []
         for threads in sorted(set(args.threads)):
             torch.set_num_threads(threads)
             peak = copy_bandwidth(threads)
@@ -169,6 +170,8 @@ def main(argv: list[str] | None = None) -> int:
                         f"{row.p50_ms:10.3f} ms {row.speedup:8.2f}x",
                         flush=True,
                     )
+        if not args.no_gate:  # op by op, or a failure later would cost them all
+            append(RESULTS / "cpu.csv", rows, env)
     if not args.no_sweeps and not args.ops and not red:
         torch.set_num_threads(1)
         for sweep in SWEEPS:
@@ -178,7 +181,6 @@ def main(argv: list[str] | None = None) -> int:
     for row in memory:
         print(f"memory {row.model:10} {row.form:18} {row.weight_bytes:12} B  fp32/{row.fp32_over}")
     if not args.no_gate:
-        append(RESULTS / "cpu.csv", rows, env)
         append(RESULTS / "cpu-crossover.csv", crossovers, env)
         append(RESULTS / "memory.csv", memory, env)
     return 1 if red else 0
