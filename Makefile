@@ -44,6 +44,7 @@ $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 	SPARSETICKET_BUILD_JOBS=2 $(BIN)/python -m pip install -c constraints.txt -e '.[demo]'
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# More than what demo needs, so that a build for both is one build.
+$(VENV)/.installed-dev: $(VENV)/.created $(SOURCES)
 	SPARSETICKET_BUILD_JOBS=2 $(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev]'
-	touch $@
+	touch $(VENV)/.installed $@
