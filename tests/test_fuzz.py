@@ -129,6 +129,7 @@ def _shape() -> tuple[int, ...]:
             (_size(), _size()),
             (few[0], _size(), few[1]),
             (_size(), _size(), few[0], few[1]),
+            (few[0], few[1], 9, 8),  # more taps than a word pair has bits
             tuple(few),
         ]
     )

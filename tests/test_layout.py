@@ -213,7 +213,6 @@ HELPERS = {  # a file in a column that is no op and why
     ("reference", "layout"): "the canonical form that all of them share",
     ("csrc/core", "conv_code"): "machine code of sparse_conv2d on AVX-512",
     ("csrc/core", "table"): "the list of the kernels of one ISA level",
-    ("tests/ops", "fuzz"): "random calls of several ops, leaks, threads",
 }
 
 
