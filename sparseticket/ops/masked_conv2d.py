@@ -23,10 +23,10 @@ __all__ = [
     "strictly_channels_last",
 ]
 
-# Up to this density and batch, walking the live taps beats a dense conv on W*mask on most shapes;
-# from the crossover rows of bench/results.
+# Up to this density, walking the live taps beats a dense conv on W*mask; up to that one where the
+# images of a call have few pixels to share the decoding of the mask. From crossover rows.
 FUSED_DENSITY = 0.1
-FUSED_BATCH = 8
+FEW_PIXELS, FEW_DENSITY = 128, 0.02
 
 
 def conv_choice(op, x, weight_shape, words, fused_weights=True) -> Choice:
@@ -35,13 +35,14 @@ def conv_choice(op, x, weight_shape, words, fused_weights=True) -> Choice:
         return Choice(op, "materialised", "only signed_constant weights are decoded in the kernel")
     if x.dtype != torch.float32:
         return Choice(op, "materialised", f"the fused kernel takes no {x.dtype}")
-    if x.ndim == 4 and x.shape[0] > FUSED_BATCH:
-        return Choice(op, "materialised", f"batch {x.shape[0]} > {FUSED_BATCH}: dense conv")
     rows, k = canonical_shape(weight_shape)
     density = int(mask_ops(words, None, "popcount")) / max(rows * k, 1)
-    if density > FUSED_DENSITY:
-        return Choice(op, "materialised", f"density {density:.3f} > {FUSED_DENSITY}: dense conv")
-    return Choice(op, f"fused {C.isa()}", f"batch <= {FUSED_BATCH}, density {density:.3f}")
+    pixels = x.numel() // max(x.shape[-3], 1)
+    most = FEW_DENSITY if pixels < FEW_PIXELS else FUSED_DENSITY
+    if density > most:
+        reason = f"density {density:.3f} > {most} at {pixels} pixels: dense conv"
+        return Choice(op, "materialised", reason)
+    return Choice(op, f"fused {C.isa()}", f"density {density:.3f} <= {most} at {pixels} pixels")
 
 
 def check_conv(op, x, weight_shape, words, bias, stride, padding, dilation, groups):

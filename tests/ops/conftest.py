@@ -34,8 +34,8 @@ def path(request, monkeypatch) -> str:
     monkeypatch.setattr(linear, "LIVE_ROWS", dict.fromkeys(linear.LIVE_ROWS, 0))
     monkeypatch.setattr(linear, "WIDE_ROWS", {})
     monkeypatch.setattr(linear, "FEW_ROWS", 0)
-    monkeypatch.setattr(conv, "FUSED_DENSITY", 1.0 if fused else -1.0)
-    monkeypatch.setattr(conv, "FUSED_BATCH", 10**6)
+    for name in ("FUSED_DENSITY", "FEW_DENSITY"):
+        monkeypatch.setattr(conv, name, 1.0 if fused else -1.0)
     sparse = oracle.module_of("sparse_linear_dw")
     most = dict.fromkeys(sparse.SPARSE_DENSITY, 1.0 if fused else -1.0)
     monkeypatch.setattr(sparse, "SPARSE_DENSITY", most)

@@ -61,11 +61,12 @@ def test_explain_tells_what_runs(calls):
         scores = torch.rand(10, 10, 3, 3)
         (words[density],), _ = ops.select_mask([scores], [round(density * 900)])
     for density, packed in words.items():
-        for shape in [(10, 8, 8), *((n, 10, 8, 8) for n in (1, MODULE.FUSED_BATCH))]:
+        for shape in [(10, 12, 12), (1, 10, 12, 12), (2, 10, 8, 8), (20, 10, 8, 8)]:
             for dtype in DTYPES:
                 _explained(calls, packed, shape, dtype, density <= MODULE.FUSED_DENSITY)
-    large = (MODULE.FUSED_BATCH + 1, 10, 8, 8)
-    _explained(calls, words[MODULE.FUSED_DENSITY], large, torch.float32, False)
+    _explained(calls, words[MODULE.FUSED_DENSITY], (1, 10, 8, 8), torch.float32, False)
+    few = ops.pack_mask(torch.rand(10, 10, 3, 3) < MODULE.FEW_DENSITY / 4)
+    _explained(calls, few, (1, 10, 8, 8), torch.float32, True)
 
 
 def _explained(calls, words, x_shape, dtype, sparse):
