@@ -972,6 +972,6 @@ SWEEPS: list[Sweep] = [
         )
         for op, f in (("masked_conv2d", _masked_conv), ("ticket_conv2d", _ticket_conv))
         for shape, size in _CONVS
-        for b in (1, 8)
+        for b in (1, 8, 32)
     ),
 ]

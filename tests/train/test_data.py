@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,13 +19,18 @@ from sparseticket.train import data
 from sparseticket.train.data import ImageLoader, TensorLoader, load_dataset, loaders
 
 PIL_Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed ([demo])")
-SHARED = Path(os.environ.get("SPARSETICKET_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
-def _shared(file: str) -> Path:
-    if not (SHARED / file).exists():
-        pytest.skip(f"no {SHARED / file}; set SPARSETICKET_DATA")
-    return SHARED
+@pytest.fixture
+def holding(data_dir, require) -> Callable[[str], Path]:
+    """The folder of real data, if it holds ``file``."""
+
+    def folder(file: str) -> Path:
+        if not (data_dir / file).exists():
+            require("data", f"no {data_dir / file}; set SPARSETICKET_DATA")
+        return data_dir
+
+    return folder
 
 
 def _batches(loader, epoch: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -339,16 +345,16 @@ def test_cifar10_jpeg_copy_in_small(tmp_path):
         load_dataset("cifar10", tmp_path)
 
 
-def test_real_mnist():
-    mnist = load_dataset("mnist", _shared("mnist/train-images-idx3-ubyte.gz"), val_fraction=0)
+def test_real_mnist(holding):
+    mnist = load_dataset("mnist", holding("mnist/train-images-idx3-ubyte.gz"), val_fraction=0)
     assert (len(mnist.train), len(mnist.test)) == (60_000, 10_000)
     assert mnist.train.y[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
     assert mnist.train.x.mean().item() == pytest.approx(0, abs=1e-3)
     assert mnist.train.x.std().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_real_cifar10_jpeg_copy():
-    cifar = load_dataset("cifar10", _shared("cifar10/cifar10-jpg.tar.xz"))
+def test_real_cifar10_jpeg_copy(holding):
+    cifar = load_dataset("cifar10", holding("cifar10/cifar10-jpg.tar.xz"))
     assert cifar.name == "cifar10-jpeg75"
     assert (len(cifar.train), len(cifar.val), len(cifar.test)) == (45_000, 5_000, 10_000)
     assert cifar.test.y.bincount().tolist() == [1000] * 10
