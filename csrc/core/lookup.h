@@ -29,6 +29,13 @@ inline void store_ints(Ints a, uint32_t* p) { _mm512_storeu_si512(p, a.v); }
 inline Ints broadcast_int(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
 inline Ints shift_right(Ints a, unsigned n) { return {_mm512_srli_epi32(a.v, n)}; }
 inline Ints shift_left(Ints a, unsigned n) { return {_mm512_slli_epi32(a.v, n)}; }
+// A field of bits that does not cross the middle of its lane, moved to the bottom; what is above it
+// is not specified. Multipliers are free where the ports that shift are busy with permutations.
+inline Ints field_at(Ints a, unsigned n) {
+  const __m512i half = n < 16 ? a.v : _mm512_srli_epi32(a.v, 16);
+  if (n % 16 == 0) return {half};
+  return {_mm512_mulhi_epu16(half, _mm512_set1_epi16(static_cast<int16_t>(1 << (16 - n % 16))))};
+}
 inline Ints both(Ints a, Ints b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline Ints either(Ints a, Ints b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline Ints without(Ints a, Ints b) { return {_mm512_andnot_si512(b.v, a.v)}; }
@@ -65,7 +72,8 @@ inline TernaryTable ternary_table(const float* p) {
 }
 template <int kShift>
 inline Vec pick(const TernaryTable& t, Ints codes) {
-  return {_mm512_permutex2var_ps(t.lo, shift_right(codes, kShift).v, t.hi)};
+  const Ints index = kShift + 5 <= 16 ? field_at(codes, kShift) : shift_right(codes, kShift);
+  return {_mm512_permutex2var_ps(t.lo, index.v, t.hi)};
 }
 
 // Sixteen entries by the low four bits.
@@ -130,6 +138,7 @@ inline Ints shift_left(Ints a, unsigned n) {
   return {_mm256_slli_epi32(a.lo, static_cast<int>(n)),
           _mm256_slli_epi32(a.hi, static_cast<int>(n))};
 }
+inline Ints field_at(Ints a, unsigned n) { return shift_right(a, n); }
 inline Ints both(Ints a, Ints b) {
   return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
 }
@@ -262,6 +271,7 @@ inline Ints shift_left(Ints a, unsigned n) {
   for (uint32_t& lane : a.v) lane <<= n;
   return a;
 }
+inline Ints field_at(Ints a, unsigned n) { return shift_right(a, n); }
 inline Ints both(Ints a, Ints b) {
   for (int i = 0; i < 16; ++i) a.v[i] &= b.v[i];
   return a;
@@ -377,15 +387,12 @@ inline void plane_by_lane(const uint32_t* ST_RESTRICT plane, const Planes& p, in
   transpose_block(block, 16, lanes);
 }
 
-// The sign words that the generator makes for the same place.
+// The sign words that the generator makes for the same place; past the ends, anything.
 inline void signs_by_lane(const Planes& p, int64_t row, int64_t w, uint32_t* ST_RESTRICT lanes) {
   const int64_t stride = row_words(p.k);
-  const int64_t n = stride - w < 16 ? stride - w : 16;
-  uint32_t block[256] = {};
-  for (int64_t i = 0; i < 16 && row + i < p.rows; ++i)
-    philox_run<true>(static_cast<uint64_t>(((row + i) * stride + w) / 2), n / 2, p.key, p.high,
-                     block + 16 * i);
-  transpose_block(block, 16, lanes);
+  for (int64_t j = 0; j < 16 && w + j < stride; j += 2)
+    philox_rows(static_cast<uint64_t>((row * stride + w + j) / 2),
+                static_cast<uint64_t>(stride / 2), p.key, p.high, lanes + 16 * j);
 }
 
 // Both planes; if all weights are kept, only `negative` is written.

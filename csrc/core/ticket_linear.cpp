@@ -19,29 +19,26 @@ constexpr int kSubsets = (32 + kSubset - 1) / kSubset;  // tables of a word
 constexpr int64_t kEntries = 1 << kSubset;
 constexpr int64_t kBlocks = kTileRows / 16;  // whose planes are in L1 together
 
-// Sums over every subset of each group of activations, for 32 columns; those past n count as 0.
-// Where all weights are kept, entries hold -x for a one and +x for a zero, else x and nothing.
-template <typename T>
-void subset_tables(const T* ST_RESTRICT x, int64_t n, bool all, float* ST_RESTRICT tables) {
-  for (int g = 0; g < kSubsets; ++g, tables += kEntries) {
-    tables[0] = 0;
-    for (int i = 0; i < kSubset; ++i) {
-      const int64_t at = kSubset * g + i;
-      const float v = at < 32 && at < n ? to_float(x[at]) : 0.0f;
-      for (int e = 0; e < 1 << i; ++e) {
-        tables[e + (1 << i)] = all ? tables[e] - v : tables[e] + v;
-        if (all) tables[e] += v;
-      }
-    }
+// The sums of each group of activations, for 32 columns; those past n count as 0. An entry's bits
+// say which weights are -1 where all are kept, else which are kept: the others are added as 0 * x,
+// so that infinities and NaN spread as in a dense layer.
+// Sixteen entries are written at a time; where tables are shorter, the next one goes over the rest.
+template <bool kAll, typename T>
+void subset_tables(const T* ST_RESTRICT x, int64_t n, float* ST_RESTRICT tables) {
+  static constexpr float bits[4][16] = {{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1},
+                                        {0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1},
+                                        {0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1},
+                                        {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1}};
+  Vec weight[kSubset];
+  for (int i = 0; i < kSubset; ++i)
+    weight[i] = kAll ? fma(broadcast(-2), load(bits[i]), broadcast(1)) : load(bits[i]);
+  float v[kSubsets * kSubset] = {};
+  for (int64_t i = 0; i < 32 && i < n; ++i) v[i] = to_float(x[i]);
+  for (int at = 0; at < kSubsets * kSubset; at += kSubset, tables += kEntries) {
+    Vec sums = zero();
+    for (int i = 0; i < kSubset; ++i) sums = fma(broadcast(v[at + i]), weight[i], sums);
+    store(sums, tables);
   }
-}
-
-// 0, or NaN if an activation is not finite: a dense layer multiplies it with dropped weights too.
-template <typename T>
-float taint(const T* ST_RESTRICT x, int64_t k) {
-  float sum = 0;
-  for (int64_t i = 0; i < k; ++i) sum += 0.0f * to_float(x[i]);
-  return sum;
 }
 
 template <bool kAll>
@@ -49,19 +46,19 @@ inline Vec word_sum(const SubsetTable* t, Ints kept, Ints negative) {
   Vec plus = zero(), minus = zero();
   const Ints ones = kAll ? negative : both(kept, negative), others = without(kept, negative);
   for (unsigned g = 0; g < kSubsets; ++g) {
-    plus = add(plus, pick(t[g], shift_right(kAll ? ones : others, kSubset * g)));
-    if (!kAll) minus = add(minus, pick(t[g], shift_right(ones, kSubset * g)));
+    plus = add(plus, pick(t[g], field_at(kAll ? ones : others, kSubset * g)));
+    if (!kAll) minus = add(minus, pick(t[g], field_at(ones, kSubset * g)));
   }
   return kAll ? plus : sub(plus, minus);
 }
 
 template <bool kAll, typename T>
 void plane_rows(const Planes& p, const float* ST_RESTRICT tables, int64_t first,
-                const Output<T>& output, float start, T* ST_RESTRICT y) {
+                const Output<T>& output, T* ST_RESTRICT y) {
   const int64_t words_a_row = row_words(p.k);
   uint32_t kept[kBlocks * 256] = {}, negative[kBlocks * 256];
   Vec sums[kBlocks];
-  for (Vec& sum : sums) sum = broadcast(start);
+  for (Vec& sum : sums) sum = zero();
   const int64_t blocks = p.rows - first < 16 * kBlocks ? (p.rows - first + 15) / 16 : kBlocks;
   for (int64_t slab = 0; slab < words_a_row; slab += 16) {
     for (int64_t b = 0; b < blocks; ++b)
@@ -84,22 +81,16 @@ void plane_rows(const Planes& p, const float* ST_RESTRICT tables, int64_t first,
   }
 }
 
-template <typename T>
+template <bool kAll, typename T>
 void planes_linear(const Planes& p, const T* ST_RESTRICT x, int64_t batch, const Output<T>& output,
                    T* ST_RESTRICT y, float* ST_RESTRICT tables, int nthreads) {
   const int threads = threads_for(p.rows * p.k, nthreads);
-  const bool all = p.words == nullptr;
   for (int64_t b = 0; b < batch; ++b, x += p.k, y += p.rows) {
     for (int64_t w = 0; w < row_words(p.k); ++w)
-      subset_tables(x + 32 * w, p.k - 32 * w, all, tables + w * kSubsets * kEntries);
-    const float start = all ? 0.0f : taint(x, p.k);
+      subset_tables<kAll>(x + 32 * w, p.k - 32 * w, tables + w * kSubsets * kEntries);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < p.rows; row += 16 * kBlocks) {
-      if (all)
-        plane_rows<true>(p, tables, row, output, start, y);
-      else
-        plane_rows<false>(p, tables, row, output, start, y);
-    }
+    for (int64_t row = 0; row < p.rows; row += 16 * kBlocks)
+      plane_rows<kAll>(p, tables, row, output, y);
   }
 }
 
@@ -300,6 +291,15 @@ Output<T> output_of(const void* bias, float sigma) {
   return {static_cast<const T*>(bias), sigma};
 }
 
+template <typename T>
+void planes_linear_of(const Planes& p, const void* ST_RESTRICT x, int64_t batch,
+                      const void* ST_RESTRICT bias, float sigma, void* ST_RESTRICT y,
+                      float* ST_RESTRICT tables, int nthreads) {
+  const auto run = p.words ? planes_linear<false, T> : planes_linear<true, T>;
+  run(p, static_cast<const T*>(x), batch, output_of<T>(bias, sigma), static_cast<T*>(y), tables,
+      nthreads);
+}
+
 }  // namespace
 
 void ticket_linear(const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,
@@ -309,11 +309,9 @@ void ticket_linear(const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,
                    int nthreads) {
   const Planes planes{words, signs, rows, k, key, high};
   if (dtype == Dtype::f32)
-    planes_linear(planes, static_cast<const float*>(x), batch, output_of<float>(bias, sigma),
-                  static_cast<float*>(y), tables, nthreads);
+    planes_linear_of<float>(planes, x, batch, bias, sigma, y, tables, nthreads);
   else
-    planes_linear(planes, static_cast<const bf16*>(x), batch, output_of<bf16>(bias, sigma),
-                  static_cast<bf16*>(y), tables, nthreads);
+    planes_linear_of<bf16>(planes, x, batch, bias, sigma, y, tables, nthreads);
 }
 
 void lookup_linear(const void* ST_RESTRICT x, const uint32_t* ST_RESTRICT codes,
