@@ -142,11 +142,15 @@ def _chosen_method(arguments: Sequence[str]) -> str:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    options, recipe, config = _settings(arguments, SearchOptions, Recipe, get_method(arguments.of))
+    method = get_method(arguments.of)
+    classes = (SearchOptions, Recipe, method)
+    options, recipe, config = _settings(arguments, *classes, defaults=method.recipe)
     report, _ = run_search(options, recipe, config)
     print(f"ticket         {options.out / 'ticket.safetensors'}")
     print(f"test accuracy  {_percent(report['test_accuracy'])} ({report['dataset']})")
     print(f"validation     {_percent(report['val_accuracy'])}")
+    if "finetuned_test_accuracy" in report:
+        print(f"fine-tuned     {_percent(report['finetuned_test_accuracy'])}")
     print(f"kept           {_kept(report)}")
     dense, size = report["dense_bytes"], report["ticket_bytes"]
     print(f"size           {format_bytes(size)}, dense weights {format_bytes(dense)}")
@@ -203,6 +207,10 @@ def _info(arguments: argparse.Namespace) -> int:
 def _methods(arguments: argparse.Namespace) -> int:
     for name, config in METHODS.items():
         print(f"{name}: {_source(config)}")
+        print(f"  frozen: {config.freezes}")
+        if config.recipe:
+            listed = ", ".join(f"{_flag(key)} {value}" for key, value in config.recipe.items())
+            print(f"  trained with {listed} by default")
         for field in dataclasses.fields(config):
             text = field.metadata.get("help", "")
             print(f"  {_flag(field.name)} (default {field.default})  {text}".rstrip())
@@ -233,14 +241,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _settings(arguments: argparse.Namespace, *classes: type) -> list[Any]:
-    """One instance of each dataclass: flags over the YAML file over the defaults."""
+def _settings(
+    arguments: argparse.Namespace, *classes: type, defaults: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """One instance of each dataclass: flags over the YAML file over ``defaults`` over its own."""
     hints = {
         field.name: typing.get_type_hints(cls)[field.name]
         for cls in classes
         for field in dataclasses.fields(cls)
     }
-    values = {}
+    values = dict(defaults or {})
     path = getattr(arguments, "config", None)
     for name, value in ({} if path is None else _read_yaml(path)).items():
         if name not in hints:

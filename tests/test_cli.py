@@ -207,6 +207,10 @@ def test_flags_reach_method_and_recipe(tmp_path):
         "keep_bias": True,
         "affine": True,
         "seed": 0,
+        "first_layer": "searched",
+        "last_layer": "searched",
+        "anneal": "none",
+        "anneal_period": 5,
     }
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["val_accuracy"] is None and report["kept"] == 8448

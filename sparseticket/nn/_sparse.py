@@ -28,6 +28,7 @@ from sparseticket.masks import (
 )
 from sparseticket.prng import DISTRIBUTIONS
 
+from .frozen import FrozenPattern
 from .recipe import WeightRecipe
 
 __all__ = [
@@ -293,6 +294,8 @@ class SparseModule(nn.Module):
     weight_shape: tuple[int, ...]
     # The optimizer that wants the gradient of W*mask in place of the scores' (sparseticket.optim).
     _raw_grad_for: object | None = None
+    # What a search never touched; only a ticket file asks.
+    frozen_pattern: FrozenPattern | None = None
 
     # Construction -----------------------------------------------------------------------------
 

@@ -19,8 +19,9 @@ import yaml
 from torch import nn
 
 from ..io import Ticket
-from ..nn import sparsify_
+from ..nn import sparsify_, to_form_
 from ..tickets import METHODS, get_method
+from ..tickets.engine import warn_of_collapse
 from .data import Dataset, load_dataset, loaders
 from .loop import (
     Recipe,
@@ -106,6 +107,10 @@ class SearchOptions(TaskOptions):
     method: str = option("edge-popup", f"one of {', '.join(METHODS)}")
     out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
     overwrite: bool = option(False, "replace the results of an earlier run in that folder")
+    finetune_epochs: int = option(
+        0, "then also train the ticket's own weights so long, and report on that; it stays as it is"
+    )
+    finetune_lr: float = option(0.01, "learning rate of that, at its highest")
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,8 @@ def run_search(
         "ticket_bytes": info["file_bytes"],
         **{f"{part}_bits": info[f"{part}_bits"] for part in ("raw", "coded", "normalisation")},
         "not_weight_free": info["not_weight_free"],
+        "collapsed": warn_of_collapse(list(result.ticket.masks.items())),
+        **_fine_tune(options, recipe, dataset, result.ticket),
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
         **_circumstances(options),
         "config": resolved,
@@ -351,8 +358,33 @@ def _test(
             f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
         )
     model = build_model(described["name"], in_shape=shapes[0], num_classes=shapes[1])
+    _adapt(model, ticket)
     model = ticket.apply(model).to(options.device)
     return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
+
+
+def _fine_tune(
+    options: SearchOptions, recipe: Recipe, dataset: Dataset, ticket: Ticket
+) -> dict[str, float]:
+    """Test accuracy once the weights of the ticket, under its mask, have been trained."""
+    if not options.finetune_epochs:
+        return {}
+    model = _build(options, dataset)
+    _adapt(model, ticket)
+    to_form_(ticket.apply(model), "masked")
+    train, val, test = loaders(dataset, options.batch_size, options.seed, options.workers)
+    changes = {"epochs": options.finetune_epochs, "lr": options.finetune_lr, "optimizer": "sgd"}
+    changes |= {"warmup_epochs": 0, "select": "last"}
+    tuned = dataclasses.replace(recipe, **changes)
+    result = train_dense(model, train, val, tuned, device=options.device, seed=options.seed)
+    return {"finetuned_test_accuracy": evaluate(result.model, test, options.device)[0]}
+
+
+def _adapt(model: nn.Module, ticket: Ticket) -> None:
+    """What the ticket's method does to an architecture before its search."""
+    method = METHODS.get(ticket.meta["method"])
+    if hasattr(method, "adapt"):
+        method(**ticket.meta["config"]).adapt(model)
 
 
 def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dict[str, Any]:
