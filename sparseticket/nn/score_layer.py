@@ -8,6 +8,7 @@ that the gradient takes for it. Everything else is shared, here.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Protocol, Self
 
 import torch
@@ -23,7 +24,7 @@ from .conv2d import SparseConv2d
 from .frozen import FrozenPattern
 from .linear import SparseLinear
 from .recipe import WeightRecipe
-from .superposed import Plane, Superposed
+from .superposed import Plane, Superposed, keep_dtype
 
 __all__ = ["ScoreConv2d", "ScoreLayer", "ScoreLinear", "WeightRule", "tickets_"]
 
@@ -150,6 +151,11 @@ class ScoreLayer(nn.Module):
     def redraw(self) -> None:
         """The weights of the recipe."""
         self.weight.copy_(self.recipe.weight(self.weight_shape, self.dtype, self.weight.device))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        """Scores stay float32, in which they are ranked."""
+        ranked = (self.scores, self.scores.grad)
+        return super()._apply(keep_dtype(fn, ranked), recurse)
 
     def get_extra_state(self) -> torch.Tensor:
         return self.recipe.to_tensor()

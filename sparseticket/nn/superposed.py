@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -19,6 +19,18 @@ from .recipe import WeightRecipe
 __all__ = ["KINDS", "Plane", "Superposed", "SuperposedConv2d", "SuperposedLinear"]
 
 KINDS = ("sum", "draws", "tasks")
+
+
+def keep_dtype(fn: Callable, tensors: Sequence[torch.Tensor | None]) -> Callable:
+    """What ``Module._apply`` does to its tensors, but ``tensors`` only move."""
+
+    def moved(t: torch.Tensor) -> torch.Tensor:
+        new = fn(t)
+        if new.dtype == t.dtype or not any(t is kept for kept in tensors):
+            return new
+        return torch.empty_like(new, dtype=t.dtype).copy_(t)
+
+    return moved
 
 
 @dataclass(frozen=True)
@@ -122,6 +134,9 @@ class Superposed(nn.Module):
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        return super()._apply(keep_dtype(fn, (self.alpha,)), recurse)
 
     def get_extra_state(self) -> torch.Tensor:
         return self.recipe.to_tensor()

@@ -31,6 +31,7 @@ class HiddenFold(EdgePopup):
 
     name: ClassVar[str] = "hidden-fold"
     freezes: ClassVar[str] = "weights, biases"
+    model: ClassVar[str] = "resnet20"  # of the command line, where no other is asked for
 
     density: float = setting(0.3, "kept fraction of the weights, in [0, 1]")
     scale: Literal["none", "density", "dynamic"] = setting(

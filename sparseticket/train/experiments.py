@@ -112,6 +112,11 @@ class SearchOptions(TaskOptions):
     )
     finetune_lr: float = option(0.01, "learning rate of that, at its highest")
 
+    @property
+    def model_name(self) -> str:
+        """The model asked for, or the default of the method or else of the data set."""
+        return self.model or getattr(get_method(self.method), "model", None) or super().model_name
+
 
 @dataclass(frozen=True)
 class EvalOptions(MachineOptions):

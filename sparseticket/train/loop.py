@@ -323,9 +323,8 @@ def _fit(
     folder = Path(out) if out is not None else None
     description = _description(model, train_loader, recipe, describes, extra, seed)
     with _own_generators(device, seed), contextlib.ExitStack() as stack:
-        if masks_of(model):
-            for hook in _keep_masks(state, describes):
-                stack.callback(hook.remove)
+        for hook in _keep_masks(state, describes):
+            stack.callback(hook.remove)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if resume and (folder / "checkpoint.pt").exists():
@@ -357,7 +356,8 @@ def _keep_masks(state: LoopState, config: Any) -> list[torch.utils.hooks.Removab
     """Have every optimizer step followed by new masks: the config's own, or edge-popup's."""
     model, optimizer = state.model, state.optimizer
     if not any(isinstance(module, ScoreLayer) for module in model.modules()):
-        return [attach(model, optimizer)]
+        scored = any(getattr(module, "form", None) == "scored" for module in model.modules())
+        return [attach(model, optimizer)] if scored else []
     return [
         optimizer.register_step_pre_hook(lambda *_: config.before_step(model)),
         optimizer.register_step_post_hook(lambda *_: config.after_step(model, state.step + 1)),
