@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from . import __version__
-from .io import Ticket
+from .io import Ticket, accounts
 from .tickets import METHODS, get_method
 from .train.experiments import (
     DemoOptions,
@@ -119,6 +119,9 @@ def _parser(method: str) -> argparse.ArgumentParser:
 
     sub = command("info", "FILE", _info, "layers and sizes of a ticket file, which is checked")
     sub.add_argument("ticket", type=Path, metavar="FILE")
+    sub.add_argument(
+        "--accounting", action="store_true", help="the size as each paper counts it, beside ours"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     command("methods", "", _methods, "list the search methods and their settings")
@@ -149,6 +152,12 @@ def _search(arguments: argparse.Namespace) -> int:
     print(f"ticket         {options.out / 'ticket.safetensors'}")
     print(f"test accuracy  {_percent(report['test_accuracy'])} ({report['dataset']})")
     print(f"validation     {_percent(report['val_accuracy'])}")
+    if "task_accuracies" in report:
+        for task, accuracy in enumerate(report["task_accuracies"]):
+            guess, reached = (
+                report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
+            )
+            print(f"task {task:<9} {_percent(accuracy)}, taken for {guess}: {_percent(reached)}")
     if "finetuned_test_accuracy" in report:
         print(f"fine-tuned     {_percent(report['finetuned_test_accuracy'])}")
     print(f"kept           {_kept(report)}")
@@ -176,7 +185,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    info = Ticket.load(arguments.ticket).info()
+    ticket = Ticket.load(arguments.ticket)
+    info = ticket.info()
+    if arguments.accounting:
+        return _accounting(ticket, arguments.json)
     if arguments.json:
         print(json.dumps(info))
         return 0
@@ -201,6 +213,21 @@ def _info(arguments: argparse.Namespace) -> int:
     print(f"{'dense float32':<36}  {format_bytes(info['dense_bytes']):>8}")
     if info["not_weight_free"]:
         print(f"not weight-free: {', '.join(info['not_weight_free'])}")
+    return 0
+
+
+def _accounting(ticket: Ticket, as_json: bool) -> int:
+    rows = accounts(ticket)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return 0
+    header = ("counted by", "what", "bits", "bits a weight", "size")
+    weights = max(ticket.info()["weights"], 1)
+    cells = [
+        (row.method, row.counted, f"{row.bits:,}", f"{row.bits / weights:.4f}", row.size)
+        for row in rows
+    ]
+    print(table(header, cells))
     return 0
 
 

@@ -47,6 +47,12 @@ class SupSup(Strong):
     )
     factor: float = setting(4.0, "of the density with rule topk; 4, 8 and 16 in the paper")
     task: int = setting(0, "number of the task; every task has its own first scores")
+    tasks: int = setting(
+        1, "search so many tasks, the data set with its pixels permuted, into one ticket"
+    )
+    inference: Literal["one-shot", "binary"] = setting(
+        "one-shot", "how the report's inferred accuracies find the task of a batch"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +60,8 @@ class SupSup(Strong):
         check_choice("rule", self.rule, ("threshold", "topk"))
         check_number("factor", self.factor, 0)
         check_number("task", self.task, 0)
+        check_number("tasks", self.tasks, 1)
+        check_choice("inference", self.inference, ("one-shot", "binary"))
 
     def score_start(self, name: str, shape: tuple[int, ...]) -> Tensor:
         sigma = math.sqrt(1 / 3 / fan_in(shape))

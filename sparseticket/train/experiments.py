@@ -9,6 +9,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from .loop import (
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
 from .report import versions, write_json, write_text
+from .tasks import TasksResult, search_tasks
 
 __all__ = [
     "DemoOptions",
@@ -141,7 +143,7 @@ class DemoOptions(TaskOptions):
 
 def run_search(
     options: SearchOptions, recipe: Recipe, config: Any
-) -> tuple[dict[str, Any], SearchResult]:
+) -> tuple[dict[str, Any], SearchResult | TasksResult]:
     """Search, save and report into ``options.out``; returns the report and the search's result.
 
     An interrupted run continues when it is started again; a finished one is only replaced with
@@ -163,6 +165,8 @@ def run_search(
     resolved = _resolved(options, recipe, config)
     if not (out / "checkpoint.pt").exists():  # search refuses that of a run with other settings
         write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    if getattr(config, "tasks", 1) > 1:
+        return _run_tasks(options, recipe, config, dataset, resolved)
     result = search(
         model,
         train,
@@ -366,6 +370,50 @@ def _test(
     _adapt(model, ticket)
     model = ticket.apply(model).to(options.device)
     return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
+
+
+def _run_tasks(
+    options: SearchOptions,
+    recipe: Recipe,
+    config: Any,
+    dataset: Dataset,
+    resolved: dict[str, Any],
+) -> tuple[dict[str, Any], TasksResult]:
+    """``run_search`` for a config of several tasks; without validation and checkpoints."""
+    start = time.perf_counter()
+    train, _, test = loaders(dataset, options.batch_size, options.seed, options.workers)
+    result = search_tasks(
+        lambda: _build(options, dataset),
+        train,
+        test,
+        config,
+        recipe,
+        device=options.device,
+        seed=options.seed,
+        extra=_extra(options, recipe, dataset),
+    )
+    result.ticket.save(options.out / "ticket.safetensors")
+    info = result.ticket.info()
+    report = {
+        "method": options.method,
+        "dataset": dataset.name,
+        "model": options.model_name,
+        "seed": options.seed,
+        "epochs": recipe.epochs,
+        **{key: info[key] for key in ("density", "kept", "weights", "dense_bytes")},
+        "val_accuracy": None,
+        "test_accuracy": sum(result.accuracies) / config.tasks,
+        "task_accuracies": result.accuracies,
+        "inferred_task_accuracies": result.inferred_accuracies,
+        "inferred_tasks": result.inferred,
+        "ticket_bytes": info["file_bytes"],
+        "seconds": round(time.perf_counter() - start, 3),
+        **_circumstances(options),
+        "config": resolved,
+        "missing": [],
+    }
+    write_json(options.out / "report.json", report)
+    return report, result
 
 
 def _fine_tune(
