@@ -207,6 +207,7 @@ def test_flags_reach_method_and_recipe(tmp_path):
         "keep_bias": True,
         "affine": True,
         "seed": 0,
+        "init": "kaiming",
         "first_layer": "searched",
         "last_layer": "searched",
         "anneal": "none",

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sparseticket.nn import ScoreLayer
 from sparseticket.prng import round_bf16
 
-from .engine import Strong, setting
+from .engine import WEIGHTS_HELP, Strong, setting
 
 __all__ = ["BinaryActivation", "Biprop"]
 
@@ -49,8 +49,8 @@ class Biprop(Strong):
 
     name: ClassVar[str] = "biprop"
 
-    weights: Literal["signed_constant", "uniform", "normal"] = setting(
-        "normal", "distribution of the frozen weights, Kaiming fan-in deviation"
+    weights: Literal["signed_constant", "uniform", "normal", "constant"] = setting(
+        "normal", WEIGHTS_HELP
     )
     scale: Literal["none", "density"] = setting(
         "none", "divide the weights' deviation by sqrt of the density"

@@ -29,7 +29,7 @@ from sparseticket.nn import Options, SparseModule, update_masks
 from sparseticket.prng import check_seed
 
 from .anneal import SCHEDULES, density_at
-from .engine import check_choice, freeze_norms, setting
+from .engine import INIT_HELP, WEIGHTS_HELP, check_choice, freeze_norms, setting
 
 __all__ = ["EdgePopup"]
 
@@ -40,12 +40,12 @@ _ENDS = ("searched", "full", "dense")
 class EdgePopup:
     """Config of edge-popup, for ``sparsify_`` and ``search``.
 
-    ``density``, ``scope``, ``weights``, ``scale``, ``transform``, ``min_keep_per_layer`` and
-    ``score_init`` as in :class:`sparseticket.nn.Options`; ``score_init=None`` is ``uniform``
-    for layer scope and ``normal`` for global. Biases become 0 and norms 1 and 0, all frozen, unless
-    ``keep_bias`` or ``affine``, which make the ticket store them. ``first_layer`` and
-    ``last_layer`` (in the order of definition) may keep all their random weights (``full``) or be
-    trained as usual and stored (``dense``). ``anneal``: see :mod:`sparseticket.tickets.anneal`.
+    ``density``, ``scope``, ``weights``, ``init``, ``scale``, ``transform``, ``score_init`` and
+    ``min_keep_per_layer`` as in :class:`sparseticket.nn.Options`; ``score_init=None`` is
+    ``uniform`` for layer scope and ``normal`` for global. Biases become 0 and norms 1 and 0, all
+    frozen, unless ``keep_bias`` or ``affine``, which make the ticket store them. ``first_layer``
+    and ``last_layer`` (in the order of definition) may keep all their random weights (``full``) or
+    be trained as usual and stored (``dense``). ``anneal``: see :mod:`sparseticket.tickets.anneal`.
     """
 
     name: ClassVar[str] = "edge-popup"
@@ -54,8 +54,8 @@ class EdgePopup:
 
     density: float = setting(0.5, "kept fraction of the weights, in [0, 1]")
     scope: Literal["layer", "global"] = setting("layer", "select in each layer, or over the net")
-    weights: Literal["signed_constant", "uniform", "normal"] = setting(
-        "signed_constant", "distribution of the frozen weights, Kaiming fan-in deviation"
+    weights: Literal["signed_constant", "uniform", "normal", "constant"] = setting(
+        "signed_constant", WEIGHTS_HELP
     )
     scale: Literal["none", "density", "dynamic"] = setting(
         "none", "divide the deviation by sqrt of the density, or of each layer's own (dynamic)"
@@ -68,6 +68,7 @@ class EdgePopup:
     keep_bias: bool = setting(False, "train biases; the ticket must store them")
     affine: bool = setting(False, "train affine norms; the ticket must store them")
     min_keep_per_layer: int = setting(0, "with global scope: weights each layer keeps at least")
+    init: Literal["kaiming", "xavier", "torch"] = setting("kaiming", INIT_HELP)
     first_layer: Literal["searched", "full", "dense"] = setting(
         "searched", "the first layer: searched, all its random weights, or trained and stored"
     )
@@ -135,6 +136,7 @@ class EdgePopup:
             "form": "scored",
             "density": self.density,
             "weights": self.weights,
+            "init": self.init,
             "scale": self.scale,
             "transform": self.transform,
             "scope": self.scope,

@@ -30,9 +30,12 @@ from sparseticket.nn import (
     ScoreLinear,
     WeightRecipe,
 )
-from sparseticket.prng import check_seed
+from sparseticket.nn.recipe import INITS
+from sparseticket.prng import DISTRIBUTIONS, check_seed
 
 __all__ = [
+    "INIT_HELP",
+    "WEIGHTS_HELP",
     "Strong",
     "check_choice",
     "check_number",
@@ -49,6 +52,10 @@ __all__ = [
 
 _LOG = logging.getLogger("sparseticket")
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+WEIGHTS_HELP = "distribution of the frozen weights; constant: all positive"
+INIT_HELP = "their deviation: Kaiming fan-in, Xavier, or that of torch's own layers"
 
 
 def setting(default: Any, text: str) -> Any:
@@ -192,9 +199,10 @@ class Strong:
     freezes: ClassVar[str] = "weights, biases, norms"
 
     density: float = setting(0.5, "kept fraction of the weights, in [0, 1]")
-    weights: Literal["signed_constant", "uniform", "normal"] = setting(
-        "signed_constant", "distribution of the frozen weights, Kaiming fan-in deviation"
+    weights: Literal["signed_constant", "uniform", "normal", "constant"] = setting(
+        "signed_constant", WEIGHTS_HELP
     )
+    init: Literal["kaiming", "xavier", "torch"] = setting("kaiming", INIT_HELP)
     scale: Literal["none", "density", "dynamic"] = setting(
         "none", "divide the deviation by sqrt of the density, or of each layer's own (dynamic)"
     )
@@ -206,7 +214,8 @@ class Strong:
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "density", check_density(self.density))
-        check_choice("weights", self.weights, ("signed_constant", "uniform", "normal"))
+        check_choice("weights", self.weights, DISTRIBUTIONS)
+        check_choice("init", self.init, INITS)
         check_choice("scale", self.scale, ("none", "density", "dynamic"))
         if not isinstance(self.affine, bool):
             raise TypeError(f"affine: got {self.affine!r}, need True or False")
@@ -221,7 +230,7 @@ class Strong:
         """The layer that replaces ``module``; its mask waits for :meth:`select_first`."""
         cls = ScoreLinear if isinstance(module, nn.Linear) else ScoreConv2d
         shape = tuple(module.weight.shape)
-        recipe = WeightRecipe.kaiming(self.seed, name, self.weights, canonical_shape(shape)[1])
+        recipe = WeightRecipe.initial(self.seed, name, self.weights, shape, self.init)
         if self.scale == "density":
             recipe = recipe.scaled(self.density)
         scores = self.score_start(name, shape)

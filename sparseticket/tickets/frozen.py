@@ -31,6 +31,7 @@ from sparseticket.formats import kept_count
 from sparseticket.nn import FrozenPattern, ScoreLayer
 
 from .engine import (
+    WEIGHTS_HELP,
     Strong,
     check_choice,
     check_number,
@@ -115,8 +116,8 @@ class Frozen(Strong):
     name: ClassVar[str] = "frozen"
     freezes: ClassVar[str] = "weights, biases, norms, and the mask of a random part of the weights"
 
-    weights: Literal["signed_constant", "uniform", "normal"] = setting(
-        "uniform", "distribution of the frozen weights, Kaiming fan-in deviation"
+    weights: Literal["signed_constant", "uniform", "normal", "constant"] = setting(
+        "uniform", WEIGHTS_HELP
     )
     pruned: float = setting(0.25, "fraction of the weights that is never used")
     locked: float = setting(0.25, "fraction of the weights that is always used")

@@ -98,7 +98,7 @@ def test_the_command(tmp_path, capsys):
 
 # files ------------------------------------------------------------------------------------------
 def recipe():
-    return WeightRecipe.kaiming(3, "0", "normal", 27)
+    return WeightRecipe.initial(3, "0", "normal", (4, 27))
 
 
 def nested(shape, counts):
