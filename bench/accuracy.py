@@ -1,8 +1,10 @@
-"""``python -m bench.accuracy``: searches on real data with their expected bounds, one row a case.
+"""``python -m bench.accuracy strong``: searches of strong tickets on real data with their expected
+bounds, one row a case, and the orderings that must hold between them.
 
 Digits: scikit-learn's 1,797 images, 1,437 to train, no validation, last epoch, 30 epochs, batch 64.
 MNIST (where the data is): LeNet-300-100, 60,000 to train, batch 128, 10 epochs. SGD with momentum
-0.9, lr 0.1, weight decay 1e-4, cosine per epoch, no biases, no normalisation.
+0.9, lr 0.1, weight decay 1e-4, cosine per epoch, no biases, no normalisation; what a method trains
+with by default (``recipe`` of its config) takes precedence.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 
 import sparseticket as st
 from bench.run import RESULTS, append, environment
+from sparseticket.tickets import get_method
 from sparseticket.train import Recipe, build_model, evaluate, load_dataset, loaders, train_dense
 
 __all__ = ["DIGITS", "MNIST", "AccuracyCase", "accuracy"]
@@ -28,8 +31,11 @@ class AccuracyCase:
     name: str
     dataset: str
     model: str
-    config: dict = field(default_factory=dict)  # EdgePopup's; empty: the dense control
+    config: dict = field(default_factory=dict)  # the method's; empty: its defaults
     control: str = "search"  # or "dense", or "random mask"
+    method: str = "edge-popup"
+    recipe: dict = field(default_factory=dict)  # training settings
+    outputs: int | None = None  # of the net, where not the number of classes
     epochs: int = 30
     batch: int = 64
     low: float = 0.0
@@ -38,8 +44,10 @@ class AccuracyCase:
     each: bool = True
 
 
-def _digits(name, low=0.0, high=100.0, control="search", **config) -> AccuracyCase:
-    return AccuracyCase(name, "digits", "mlp", config, control, low=low, high=high)
+def _digits(
+    name, low=0.0, high=100.0, control="search", method="edge-popup", **config
+) -> AccuracyCase:
+    return AccuracyCase(name, "digits", "mlp", config, control, method, low=low, high=high)
 
 
 def _mnist(name, expected, **config) -> AccuracyCase:
@@ -60,6 +68,8 @@ def _mnist(name, expected, **config) -> AccuracyCase:
 
 
 _GLOBAL = {"scope": "global", "weights": "uniform"}
+_FROZEN = {"method": "frozen", "rule": "epl"}
+_SCALED = {"weights": "signed_constant", "scale": "dynamic"}
 DIGITS = (
     _digits("random mask .5", high=25, control="random mask", density=0.5),
     _digits("dense trained", control="dense"),
@@ -68,6 +78,7 @@ DIGITS = (
     _digits("edge-popup .9", 96, density=0.9),
     _digits("edge-popup .1", 88, 97, density=0.1),
     _digits("edge-popup .05", density=0.05),
+    _digits("edge-popup scaled .3", 96, density=0.3, scale="density"),
     _digits("edge-popup scaled .1", 96, density=0.1, scale="density"),
     _digits("edge-popup scaled .05", 96, density=0.05, scale="density"),
     _digits("edge-popup normal weights .5", 96, density=0.5, weights="normal"),
@@ -75,15 +86,58 @@ DIGITS = (
     _digits("global edge-popup uniform .5", 96, density=0.5, **_GLOBAL),
     _digits("global edge-popup uniform .1", 85, density=0.1, **_GLOBAL),
     _digits("global edge-popup dynamic .1", 96, density=0.1, scope="global", scale="dynamic"),
+    _digits("annealed edge-popup scaled .1", density=0.1, scale="density", anneal="cubic"),
+    _digits("frozen .25 .25 uniform .5", 94, **_FROZEN, pruned=0.25, locked=0.25, density=0.5),
+    _digits("frozen .35 .35 uniform .5", 91, **_FROZEN, pruned=0.35, locked=0.35, density=0.5),
+    _digits(
+        "frozen .63 .07 dynamic .1", 95, **_FROZEN, **_SCALED, pruned=0.63, locked=0.07, density=0.1
+    ),
+    _digits("frozen .8 0 uniform .1", 82, **_FROZEN, pruned=0.8, locked=0.0, density=0.1),
+    _digits("iterand .5", 96, method="iterand", transform="abs", period=20, redraw=0.1),
+    _digits("biprop .5", 95, method="biprop", weights="normal"),
+    _digits("multicoat .3 .0788 .0315", 96, method="multicoat"),
+    _digits("supsup threshold", 96, method="supsup"),
+    _digits("bernoulli supermask", 95, method="supermask"),
+    _digits("signed supermask .5", method="signed-supermask"),
+    _digits(
+        "signed supermask scaled .05", method="signed-supermask", density=0.05, scale="density"
+    ),
+    _digits("gem-miner .05", 60, method="gem-miner", density=0.05, period=2, penalty=1e-5),
+    AccuracyCase("hidden fold .3", "digits", "resnet20", {}, method="hidden-fold", epochs=10),
 )
+_NOISE = 0.5  # points by which means of three seeds of equally good cases differ
 # Differences of mean accuracy that must hold: (better case, worse case, points).
 DIGITS_GAPS = (
+    *(
+        (case.name, "random mask .5", 30)
+        for case in DIGITS
+        if case.control == "search" and case.dataset == "digits"
+    ),
+    ("edge-popup .5", "edge-popup .1", 2),
+    ("edge-popup .1", "edge-popup .05", 5),
+    ("edge-popup scaled .3", "edge-popup .3", -_NOISE),
     ("edge-popup scaled .1", "edge-popup .1", 3),
     ("edge-popup scaled .05", "edge-popup .05", 15),
+    ("global edge-popup dynamic .1", "global edge-popup uniform .1", 0),
+    ("global edge-popup uniform .5", "frozen .25 .25 uniform .5", 0),
+    ("frozen .25 .25 uniform .5", "frozen .35 .35 uniform .5", 0),
+    ("frozen .63 .07 dynamic .1", "global edge-popup dynamic .1", -4),
 )
 MNIST = (
     _mnist("edge-popup .5", 97.2, density=0.5),
     _mnist("edge-popup scaled .1", 97.72, density=0.1, scale="density"),
+    AccuracyCase(
+        "supsup 300-300-100, 1 epoch",
+        "mnist",
+        "fc300",
+        {},
+        method="supsup",
+        recipe={"lr": 1e-4},
+        outputs=100,
+        epochs=1,
+        batch=128,
+        low=91,
+    ),
 )
 
 
@@ -92,15 +146,17 @@ def accuracy(case: AccuracyCase, seed: int, data: str | None = None) -> float:
     dataset = load_dataset(case.dataset, data, val_fraction=0, seed=seed)
     train, _, test = loaders(dataset, case.batch, seed)
     torch.manual_seed(seed)
-    model = build_model(case.model, in_shape=dataset.in_shape, num_classes=dataset.num_classes)
+    outputs = case.outputs or dataset.num_classes
+    model = build_model(case.model, in_shape=dataset.in_shape, num_classes=outputs)
     if case.control == "dense":
         train_dense(model, train, None, Recipe(epochs=case.epochs), seed=seed, progress=False)
     else:
-        config = st.EdgePopup(seed=seed, **case.config)
+        config = get_method(case.method)(seed=seed, **case.config)
         if case.control == "random mask":
             st.sparsify_(model, config)  # the masks of the initial, random scores
         else:
-            st.search(model, train, None, config, epochs=case.epochs, seed=seed, progress=False)
+            settings = {"epochs": case.epochs, **config.recipe, **case.recipe}
+            st.search(model, train, None, config, **settings, seed=seed, progress=False)
     return 100 * evaluate(model, test)[0]
 
 
@@ -131,6 +187,8 @@ def run(case: AccuracyCase, data: str | None, show: Callable[[str], None]) -> Ac
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suite", choices=["strong"], nargs="?", default="strong")
+    parser.add_argument("--case", nargs="*", help="only cases with one of these in their name")
     parser.add_argument("--dataset", choices=["digits", "mnist"], nargs="*")
     parser.add_argument("--data", help="folder of the data; default SPARSETICKET_DATA")
     parser.add_argument("--threads", type=int, help="torch threads")
@@ -139,6 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     wanted = args.dataset or ["digits", "mnist"]
     cases = [case for case in (*DIGITS, *MNIST) if case.dataset in wanted]
+    cases = [case for case in cases if not args.case or any(w in case.name for w in args.case)]
     rows = []
     for case in cases:
         try:
@@ -149,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{case.dataset:7} {case.name:30} not run: {error}")
     means = {row.case: row.mean for row in rows if row.dataset == "digits"}
     held = True
-    for better, worse, points in DIGITS_GAPS if means else ():
+    gaps = [gap for gap in DIGITS_GAPS if {gap[0], gap[1]} <= means.keys()]
+    for better, worse, points in gaps:
         gap = means[better] - means[worse]
         held &= gap >= points
         print(f"digits  {better} beats {worse} by {gap:.1f} points, need {points}")

@@ -52,4 +52,20 @@ def memory_rows() -> list[MemoryRow]:
             ("ticket, codes", _bytes(_weight_tensors(coded))),
         ):
             rows.append(MemoryRow(name, form, size, round(dense / size, 2)))
+        for form, frozen in (("nothing frozen", 0.0), ("70 % frozen", 0.35)):
+            size = _search_state(name, in_shape, classes, frozen)
+            label = f"scores + momentum, {form}"
+            rows.append(MemoryRow(name, label, size, round(dense / size, 2)))
     return rows
+
+
+def _search_state(name, in_shape, classes, frozen) -> int:
+    """Bytes of scores and optimizer after a step of a search with twice ``frozen`` frozen."""
+    model = build_model(name, in_shape=in_shape, num_classes=classes)
+    st.sparsify_(model, st.Frozen(density=0.5, pruned=frozen, locked=frozen))
+    scores = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(scores, lr=0.1, momentum=0.9)
+    for parameter in scores:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return _bytes([*scores, *(t for state in optimizer.state.values() for t in state.values())])

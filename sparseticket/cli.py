@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 
 from . import __version__
-from .io import Ticket
+from .io import Ticket, accounts
 from .tickets import METHODS, get_method
 from .train.experiments import (
     DemoOptions,
@@ -119,6 +119,9 @@ def _parser(method: str) -> argparse.ArgumentParser:
 
     sub = command("info", "FILE", _info, "layers and sizes of a ticket file, which is checked")
     sub.add_argument("ticket", type=Path, metavar="FILE")
+    sub.add_argument(
+        "--accounting", action="store_true", help="the size as each paper counts it, beside ours"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     command("methods", "", _methods, "list the search methods and their settings")
@@ -142,11 +145,21 @@ def _chosen_method(arguments: Sequence[str]) -> str:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    options, recipe, config = _settings(arguments, SearchOptions, Recipe, get_method(arguments.of))
+    method = get_method(arguments.of)
+    classes = (SearchOptions, Recipe, method)
+    options, recipe, config = _settings(arguments, *classes, defaults=method.recipe)
     report, _ = run_search(options, recipe, config)
     print(f"ticket         {options.out / 'ticket.safetensors'}")
     print(f"test accuracy  {_percent(report['test_accuracy'])} ({report['dataset']})")
     print(f"validation     {_percent(report['val_accuracy'])}")
+    if "task_accuracies" in report:
+        for task, accuracy in enumerate(report["task_accuracies"]):
+            guess, reached = (
+                report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
+            )
+            print(f"task {task:<9} {_percent(accuracy)}, taken for {guess}: {_percent(reached)}")
+    if "finetuned_test_accuracy" in report:
+        print(f"fine-tuned     {_percent(report['finetuned_test_accuracy'])}")
     print(f"kept           {_kept(report)}")
     dense, size = report["dense_bytes"], report["ticket_bytes"]
     print(f"size           {format_bytes(size)}, dense weights {format_bytes(dense)}")
@@ -172,7 +185,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    info = Ticket.load(arguments.ticket).info()
+    ticket = Ticket.load(arguments.ticket)
+    info = ticket.info()
+    if arguments.accounting:
+        return _accounting(ticket, arguments.json)
     if arguments.json:
         print(json.dumps(info))
         return 0
@@ -200,9 +216,28 @@ def _info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _accounting(ticket: Ticket, as_json: bool) -> int:
+    rows = accounts(ticket)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return 0
+    header = ("counted by", "what", "bits", "bits a weight", "size")
+    weights = max(ticket.info()["weights"], 1)
+    cells = [
+        (row.method, row.counted, f"{row.bits:,}", f"{row.bits / weights:.4f}", row.size)
+        for row in rows
+    ]
+    print(table(header, cells))
+    return 0
+
+
 def _methods(arguments: argparse.Namespace) -> int:
     for name, config in METHODS.items():
         print(f"{name}: {_source(config)}")
+        print(f"  frozen: {config.freezes}")
+        if config.recipe:
+            listed = ", ".join(f"{_flag(key)} {value}" for key, value in config.recipe.items())
+            print(f"  trained with {listed} by default")
         for field in dataclasses.fields(config):
             text = field.metadata.get("help", "")
             print(f"  {_flag(field.name)} (default {field.default})  {text}".rstrip())
@@ -233,14 +268,16 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 1
 
 
-def _settings(arguments: argparse.Namespace, *classes: type) -> list[Any]:
-    """One instance of each dataclass: flags over the YAML file over the defaults."""
+def _settings(
+    arguments: argparse.Namespace, *classes: type, defaults: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """One instance of each dataclass: flags over the YAML file over ``defaults`` over its own."""
     hints = {
         field.name: typing.get_type_hints(cls)[field.name]
         for cls in classes
         for field in dataclasses.fields(cls)
     }
-    values = {}
+    values = dict(defaults or {})
     path = getattr(arguments, "config", None)
     for name, value in ({} if path is None else _read_yaml(path)).items():
         if name not in hints:

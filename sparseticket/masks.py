@@ -42,8 +42,9 @@ def regenerate(
     """The random weights of one layer: a tensor of ``shape`` with standard deviation ``sigma``.
 
     ``layer`` is a module's qualified name or its 64-bit id; ``dist`` is ``signed_constant``,
-    ``uniform`` or ``normal``. The same bits on every machine. Values are made in float32 and then
-    rounded to ``dtype``; ``sigma`` is used as given (modules round theirs to bfloat16).
+    ``uniform``, ``normal`` or ``constant`` (+sigma). The same bits on every machine. Values are
+    made in float32 and then rounded to ``dtype``; ``sigma`` is used as given (modules round theirs
+    to bfloat16).
     """
     if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real):
         raise TypeError(f"regenerate: sigma: got {sigma!r}, need a finite number >= 0")

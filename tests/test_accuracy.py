@@ -1,4 +1,4 @@
-"""The digits cases of bench/accuracy.py, every seed inside its bound."""
+"""The digits cases of bench/accuracy.py, every seed inside its bound, and their orderings."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_digits_case_is_inside_its_bound(measured, name, seed):
 
 
 @pytest.mark.parametrize(("better", "worse", "points"), DIGITS_GAPS)
-def test_scaling_by_density_pays(measured, better, worse, points):
+def test_orderings_hold(measured, better, worse, points):
     gap = sum(measured(better, s) - measured(worse, s) for s in range(3)) / 3
     assert gap >= points

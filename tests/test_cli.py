@@ -207,6 +207,11 @@ def test_flags_reach_method_and_recipe(tmp_path):
         "keep_bias": True,
         "affine": True,
         "seed": 0,
+        "init": "kaiming",
+        "first_layer": "searched",
+        "last_layer": "searched",
+        "anneal": "none",
+        "anneal_period": 5,
     }
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["val_accuracy"] is None and report["kept"] == 8448
@@ -408,3 +413,28 @@ def test_methods_lists_settings(capsys):
 def test_version_and_module_entry():
     done = command("--version")
     assert done.stdout == f"sparseticket {st.__version__}\n"
+
+
+def test_fine_tuning_is_reported_and_leaves_the_ticket(finished, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["search", "--out", str(out), *FAST, "--finetune-epochs", "1"]) == 0
+    assert "fine-tuned" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["finetuned_test_accuracy"] > 0.5 and report["collapsed"] == []
+    same = Ticket.load(finished / "ticket.safetensors").masks
+    assert Ticket.load(out / "ticket.safetensors").masks == same
+
+
+@pytest.mark.parametrize("inference", ["one-shot", "binary"])
+def test_many_tasks_in_one_ticket(tmp_path, capsys, inference):
+    out = tmp_path / "run"
+    flags = ["--tasks", "3", "--epochs", "6", "--inference", inference]
+    assert main(["search", "--method", "supsup", "--out", str(out), *flags]) == 0
+    assert "task 2" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["inferred_tasks"] == [0, 1, 2]
+    assert min(report["task_accuracies"]) > 0.9
+    assert report["task_accuracies"] == report["inferred_task_accuracies"]
+    assert len(Ticket.load(out / "ticket.safetensors").planes["fc1"]) == 3
+    assert main(["eval", str(out / "ticket.safetensors"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["test_accuracy"] == report["task_accuracies"][0]

@@ -122,6 +122,7 @@ VALUES = {  # sigma 0.5, columns 0, 1 and 69
         ["-0x1.cc8ff4p-3", "0x1.840ab4p-3", "-0x1.d26082p-5"],
         ["-0x1.ea30cap-2", "-0x1.fbcabcp-2", "0x1.f7e57ep-4"],
     ],
+    "constant": [["0x1p-1"] * 3] * 2,
     "signed_constant": [["-0x1p-1", "-0x1p-1", "-0x1p-1"], ["0x1p-1", "0x1p-1", "-0x1p-1"]],
 }
 

@@ -3,19 +3,24 @@
 The file's only metadata entry is ``sparseticket``: JSON with sorted keys and no spaces. It holds no
 time, path, host or thread count, so the same model gives the same bytes. Stored tensors:
 
-- ``mask:<layer>``: the coded mask of a layer, uint8 (``io/codecs.py``);
+- ``mask:<layer>``: the coded mask of a layer, uint8 (``io/codecs.py``); of a layer with a frozen
+  pattern, which the seed gives back, only its free part, as a 1-D mask;
+- ``plane1:<layer>``, ``plane2:<layer>``, ...: further masks of a superposed layer, each coded over
+  the weights that the one before keeps (over all weights for kind ``tasks``);
 - the statistics of normalisation layers, under their state_dict names (``normalisation``);
 - ``not_weight_free``: whatever else a seed cannot give back, e.g. a dense layer or learned biases.
 
 Tensors that are all zeros or all ones, such as frozen biases and affine norms, are listed with that
 value (``constants``). ``sha256`` is the hash of the whole file with its own 64 digits set to "0";
 ``masks_sha256`` is that of the decoded masks. Loading checks both; nothing is ever unpickled.
+Patterns and planes make a file's version 2; without them it is version 1, byte for byte.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,16 +34,24 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .. import __version__
+from .. import __version__, ops
 from ..masks import PackedMask
-from ..nn import SparseConv2d, SparseLinear, SparseModule, WeightRecipe
+from ..nn import (
+    FrozenPattern,
+    Plane,
+    SparseConv2d,
+    SparseLinear,
+    SparseModule,
+    Superposed,
+    WeightRecipe,
+)
 from ..nn._sparse import has_hooks
 from ..prng import GENERATOR_VERSION
 from .codecs import decode_mask, encode_mask
 
 __all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # the newest one; a file has the oldest that can hold it
 _KEY = "sparseticket"
 _ZEROS = "0" * 64
 _SPARSE = {"linear": SparseLinear, "conv2d": SparseConv2d}
@@ -48,6 +61,7 @@ _MALFORMED = (
     *(SafetensorError, MemoryError, RuntimeError),
     *(AttributeError, KeyError, TypeError, ValueError),
 )
+_OWN = ("weight", "scores", "mask_words", "seed", "plane_words", "alpha", "_extra_state")
 _GROUPS = ("normalisation", "not_weight_free")
 
 
@@ -59,13 +73,16 @@ class Ticket:
     """A checked ticket file in memory. Make one with ``from_model`` or ``load``.
 
     ``meta`` is the metadata, ``masks`` maps layer names to ``PackedMask``, ``tensors`` holds all
-    that the file stores, under the names listed above.
+    that the file stores, under the names listed above. ``planes`` maps the names of superposed
+    layers to all their masks; ``masks`` then has where any of these holds.
     """
 
     def __init__(self, raw: bytes) -> None:
         """Parse and check the bytes of a ticket file."""
         self.raw = raw
-        self.meta, self.tensors, self.masks = _parse(raw)
+        self.meta, self.tensors, self.planes = _parse(raw)
+        self.masks = {name: _whole(masks) for name, masks in self.planes.items()}
+        self.planes = {name: masks for name, masks in self.planes.items() if len(masks) > 1}
 
     @classmethod
     def from_model(
@@ -86,14 +103,15 @@ class Ticket:
         model = _unwrap(model, "Ticket.from_model")
         layers, tensors, masks = {}, {}, {}
         for name, module in model.named_modules():
-            if isinstance(module, SparseModule):
+            if isinstance(module, SparseModule | Superposed):
                 if not name:
                     raise TicketError(
                         "Ticket.from_model: model: is itself a sparse layer; wrap it in "
                         "nn.Sequential, so that it has a name"
                     )
-                masks[name] = _regenerable_mask(name, module)
-                layers[name], tensors[f"mask:{name}"] = _encode_layer(module, masks[name])
+                masks[name] = _regenerable_masks(name, module)
+                layers[name], payloads = _encode_layer(module, masks[name])
+                tensors |= dict(zip(_payload_names(name, len(payloads)), payloads, strict=True))
         if not layers:
             raise TicketError(
                 "Ticket.from_model: model: has no SparseLinear or SparseConv2d; convert it with "
@@ -103,7 +121,7 @@ class Ticket:
         for group in groups.values():
             tensors |= {name: t.detach().cpu().contiguous().clone() for name, t in group.items()}
         meta = {
-            "format_version": FORMAT_VERSION,
+            "format_version": _version_for(layers),
             "generator_version": GENERATOR_VERSION,
             "library_version": __version__,
             "method": method or getattr(config, "name", None),
@@ -178,6 +196,8 @@ class Ticket:
         entry = self.meta["layers"][name]
         if has_hooks(module):
             raise TicketError(f"{name}: it carries hooks, which would be lost; remove them first")
+        if "planes" in entry:
+            return self._superposed(name, module)
         try:
             new = _SPARSE[entry["kind"]].from_dense(
                 module.to_dense() if isinstance(module, SparseModule) else module,
@@ -191,7 +211,19 @@ class Ticket:
         except (TypeError, ValueError) as error:
             raise TicketError(f"{name}: {error}") from error
         new.recipe = _recipe(entry)  # its sigma has the scale that the search used
+        new.frozen_pattern = _pattern(entry)
         return new
+
+    def _superposed(self, name: str, module: nn.Module) -> nn.Module:
+        """``module`` is a plain one, new, and of the entry's shape."""
+        entry = self.meta["layers"][name]
+        made = entry["planes"]
+        planes = map(Plane, self.planes_of(name), made["coefficients"])
+        return Superposed.of(module, _recipe(entry), made["kind"], list(planes))
+
+    def planes_of(self, name: str) -> list[PackedMask]:
+        """All masks of a layer, one for most."""
+        return self.planes.get(name, [self.masks[name]])
 
     def _values_for(self, target: nn.Module) -> dict[str, Tensor | int]:
         """New values of all tensors of ``target`` but its ticket layers' own."""
@@ -223,7 +255,7 @@ class Ticket:
         rows = [
             {"name": name, "weights": math.prod(entry["shape"])}
             | entry
-            | {"coded_bytes": self.tensors[f"mask:{name}"].nbytes}
+            | {"coded_bytes": _coded_bytes(name, entry, self.tensors)}
             for name, entry in self.meta["layers"].items()
         ]
         weights, kept = sum(row["weights"] for row in rows), sum(row["kept"] for row in rows)
@@ -232,7 +264,7 @@ class Ticket:
             "weights": weights,
             "kept": kept,
             "density": kept / weights if weights else 0.0,
-            "raw_bits": weights,
+            "raw_bits": sum(map(_raw_bits, rows)),
             "coded_bits": 8 * sum(row["coded_bytes"] for row in rows),
             "normalisation_bits": 8 * norm,
             "not_weight_free_bits": 8 * other,
@@ -263,7 +295,9 @@ def _signature(module: nn.Module) -> dict[str, Any]:
     return {"kind": "conv2d", "shape": shape, "bias": module.bias is not None, **geometry}
 
 
-def _regenerable_mask(name: str, module: nn.Module) -> PackedMask:
+def _regenerable_masks(name: str, module: nn.Module) -> list[PackedMask]:
+    if isinstance(module, Superposed):
+        return module.masks
     if module.form in ("masked", "compressed"):
         raise TicketError(
             f"{name}: form {module.form!r} has weights of its own, a ticket stores none; "
@@ -276,7 +310,7 @@ def _regenerable_mask(name: str, module: nn.Module) -> PackedMask:
         module._check_remakes("ticket")
     except ValueError as error:
         raise TicketError(f"{name}: {error}") from error
-    return module.mask
+    return [module.mask]
 
 
 def _check_fresh(name: str, module: SparseModule) -> None:
@@ -286,15 +320,88 @@ def _check_fresh(name: str, module: SparseModule) -> None:
         raise TicketError(f"{name}: {error}") from error
 
 
-def _encode_layer(module: nn.Module, mask: PackedMask) -> tuple[dict[str, Any], Tensor]:
+def _encode_layer(
+    module: nn.Module, masks: list[PackedMask]
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """The layer's entry in the metadata and its payloads, the mask's first."""
+    entry = _signature(module) | dataclasses.asdict(module.recipe)
+    if isinstance(module, Superposed):
+        return _encode_planes(module, masks, entry)
+    (mask,) = masks
+    pattern = module.frozen_pattern
+    if pattern is None:
+        code, payload = _encode(mask)
+        return entry | {"kept": mask.kept} | code, [payload]
+    code, payload = _encode(pattern.restrict(mask))
+    entry |= {"kept": mask.kept, "frozen": [pattern.pruned, pattern.locked]} | code
+    return entry, [payload]
+
+
+def _encode(mask: PackedMask) -> tuple[dict[str, Any], Tensor]:
     codec, parameter, payload = encode_mask(mask.words, mask.shape)
-    entry = {"kept": mask.kept, "codec": codec, "parameter": parameter}
-    return _signature(module) | dataclasses.asdict(module.recipe) | entry, payload
+    return {"codec": codec, "parameter": parameter}, payload
+
+
+def _encode_planes(
+    module: Superposed, masks: list[PackedMask], entry: dict[str, Any]
+) -> tuple[dict[str, Any], list[Tensor]]:
+    (code, payload), payloads, codes = _encode(masks[0]), [], []
+    for outer, inner in itertools.pairwise(masks):
+        one, more = _encode(inner if module.kind == "tasks" else _inside(outer, inner))
+        codes.append({"kept": inner.kept} | one)
+        payloads.append(more)
+    planes = {"kind": module.kind, "coefficients": module.alpha.tolist(), "codes": codes}
+    return entry | {"kept": masks[0].kept, "planes": planes} | code, [payload, *payloads]
+
+
+def _inside(outer: PackedMask, inner: PackedMask) -> PackedMask:
+    """``inner`` over the weights that ``outer`` keeps, in their canonical order: 1-D."""
+    bits = ops.gather_live(inner.to_dense().float(), outer.words, outer.kept)
+    return PackedMask.from_dense(bits != 0)
+
+
+def _outside(outer: PackedMask, inside: PackedMask) -> PackedMask:
+    """Inverse of :func:`_inside`."""
+    values = inside.to_dense().float()
+    return PackedMask.from_dense(ops.scatter_live(values, outer.words, outer.shape) != 0)
+
+
+def _payload_names(name: str, count: int) -> list[str]:
+    return [f"mask:{name}", *(f"plane{i}:{name}" for i in range(1, count))]
+
+
+def _plane_count(entry: Mapping[str, Any]) -> int:
+    return 1 + len(entry["planes"]["codes"]) if "planes" in entry else 1
+
+
+def _version_for(layers: Mapping[str, Any]) -> int:
+    return 2 if any({"frozen", "planes"} & entry.keys() for entry in layers.values()) else 1
+
+
+def _coded_bytes(name: str, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensors[key].nbytes for key in _payload_names(name, _plane_count(entry)))
+
+
+def _raw_bits(row: Mapping[str, Any]) -> int:
+    """One bit for every weight that a mask says something of."""
+    planes = row.get("planes")
+    bits = row["weights"] - sum(row.get("frozen", ()))
+    if planes is None:
+        return bits
+    counts = [row["kept"], *(code["kept"] for code in planes["codes"])][:-1]
+    return bits + sum(row["weights"] if planes["kind"] == "tasks" else kept for kept in counts)
+
+
+def _whole(masks: list[PackedMask]) -> PackedMask:
+    whole, *others = masks
+    for other in others:
+        whole = whole | other
+    return whole
 
 
 def _sort_tensors(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
     """({group: {name: tensor}}, {name: 0 or 1}) of all tensors but the sparse layers' own."""
-    sparse = [m for m in model.modules() if isinstance(m, SparseModule)]
+    sparse = [m for m in model.modules() if isinstance(m, SparseModule | Superposed)]
     statistics = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -320,7 +427,7 @@ def _other_tensors(model: nn.Module, layers: list[nn.Module]) -> dict[str, Tenso
         f"{prefix}.{key}"
         for prefix, module in model.named_modules(remove_duplicate=False)
         if any(module is layer for layer in layers)
-        for key in ("weight", "scores", "mask_words", "seed")
+        for key in _OWN
     }
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():
@@ -329,12 +436,13 @@ def _other_tensors(model: nn.Module, layers: list[nn.Module]) -> dict[str, Tenso
     return {name: tensor for name, tensor in state.items() if name not in owned}
 
 
-def _masks_sha256(masks: Mapping[str, PackedMask]) -> str:
-    """Over each layer's name, shape and words, in the order of names."""
+def _masks_sha256(planes: Mapping[str, list[PackedMask]]) -> str:
+    """Over each layer's name, shape and the words of its masks, in the order of names."""
     digest = hashlib.sha256()
-    for name, mask in sorted(masks.items()):
-        digest.update(json.dumps([name, list(mask.shape)]).encode())
-        digest.update(mask.words.cpu().numpy().astype("<i4").tobytes())
+    for name, masks in sorted(planes.items()):
+        digest.update(json.dumps([name, list(masks[0].shape)]).encode())
+        for mask in masks:
+            digest.update(mask.words.cpu().numpy().astype("<i4").tobytes())
     return digest.hexdigest()
 
 
@@ -363,15 +471,19 @@ def _file_sha256(raw: bytes, start: int) -> str:
     return digest.hexdigest()
 
 
-def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, PackedMask]]:
-    """(metadata, tensors, masks) of a ticket file; TicketError at the first fault."""
+def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, list[PackedMask]]]:
+    """(metadata, tensors, masks of each layer) of a ticket file; TicketError at the first fault."""
     meta = _metadata(raw)
     # versions first: a newer format may well define its digest differently
-    versions = {"format_version": FORMAT_VERSION, "generator_version": GENERATOR_VERSION}
+    versions = {
+        "format_version": range(1, FORMAT_VERSION + 1),
+        "generator_version": [GENERATOR_VERSION],
+    }
     for key, known in versions.items():
-        if meta.get(key) != known:
+        if meta.get(key) not in known:
+            listed = " and ".join(map(str, known))
             raise TicketError(
-                f"{key}: got {meta.get(key)!r}, this sparseticket {__version__} reads {known}; a "
+                f"{key}: got {meta.get(key)!r}, this sparseticket {__version__} reads {listed}; a "
                 "newer version of the library may read the file"
             )
     start = _digest_position(raw, str(meta.get("sha256")))
@@ -380,7 +492,8 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Pac
     try:
         tensors = safetensors.load(raw)
         masks = {name: _decode_layer(name, e, tensors) for name, e in meta["layers"].items()}
-        named = {f"mask:{name}" for name in masks}.union(*(meta[group] for group in _GROUPS))
+        named = {key for n, e in masks.items() for key in _payload_names(n, len(e))}
+        named = named.union(*(meta[group] for group in _GROUPS))
         if tensors.keys() != named:
             raise ValueError(f"tensors: {sorted(tensors.keys() ^ named)} do not match the metadata")
     except _MALFORMED as error:
@@ -406,13 +519,39 @@ def _metadata(raw: bytes) -> dict[str, Any]:
     return meta
 
 
-def _decode_layer(name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> PackedMask:
+def _decode_layer(name: str, entry: dict[str, Any], tensors: dict[str, Tensor]) -> list[PackedMask]:
     if entry["kind"] not in _SPARSE:
         raise ValueError(f"{name}: kind: got {entry['kind']!r}, known: {', '.join(_SPARSE)}")
-    shape, kept = tuple(entry["shape"]), entry["kept"]
+    first, *more = _payload_names(name, _plane_count(entry))
+    shape, pattern = tuple(entry["shape"]), _pattern(entry)
     _recipe(entry)
-    payload = tensors[f"mask:{name}"]
-    return PackedMask(decode_mask(entry["codec"], entry["parameter"], payload, shape, kept), shape)
+    if pattern is None:
+        masks = [_decode(entry, tensors[first], shape, entry["kept"])]
+    else:
+        kept = entry["kept"] - pattern.locked
+        masks = [pattern.expand(_decode(entry, tensors[first], (pattern.free_count,), kept))]
+    planes = entry.get("planes", {"codes": ()})
+    for key, code in zip(more, planes["codes"], strict=True):
+        outer = masks[-1]
+        if planes["kind"] == "tasks":
+            masks.append(_decode(code, tensors[key], shape, code["kept"]))
+        else:
+            inside = _decode(code, tensors[key], (outer.kept,), code["kept"])
+            masks.append(_outside(outer, inside))
+    return masks
+
+
+def _decode(
+    code: Mapping[str, Any], payload: Tensor, shape: tuple[int, ...], kept: int
+) -> PackedMask:
+    words = decode_mask(code["codec"], code["parameter"], payload, shape, kept)
+    return PackedMask(words, shape)
+
+
+def _pattern(entry: Mapping[str, Any]) -> FrozenPattern | None:
+    if "frozen" not in entry:
+        return None
+    return FrozenPattern(entry["seed"], entry["layer"], tuple(entry["shape"]), *entry["frozen"])
 
 
 def _recipe(entry: Mapping[str, Any]) -> WeightRecipe:

@@ -3,24 +3,37 @@
 from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
 from .conv2d import SparseConv2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
+from .frozen import FrozenPattern
 from .linear import SparseLinear
 from .recipe import WeightRecipe
+from .score_layer import ScoreConv2d, ScoreLayer, ScoreLinear, WeightRule, tickets_
+from .superposed import Plane, Superposed, SuperposedConv2d, SuperposedLinear
 
 __all__ = [
+    "FrozenPattern",
     "Options",
+    "Plane",
     "Report",
+    "ScoreConv2d",
+    "ScoreLayer",
+    "ScoreLinear",
     "Selection",
     "SparseConv2d",
     "SparseLinear",
     "SparseModule",
     "SparsityConfig",
+    "Superposed",
+    "SuperposedConv2d",
+    "SuperposedLinear",
     "WeightRecipe",
+    "WeightRule",
     "attach",
     "densify_",
     "explain",
     "reselect",
     "selections",
     "sparsify_",
+    "tickets_",
     "to_form_",
     "update_masks",
 ]

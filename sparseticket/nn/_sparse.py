@@ -28,7 +28,8 @@ from sparseticket.masks import (
 )
 from sparseticket.prng import DISTRIBUTIONS
 
-from .recipe import WeightRecipe
+from .frozen import FrozenPattern
+from .recipe import INITS, WeightRecipe
 
 __all__ = [
     "Options",
@@ -48,6 +49,7 @@ _DENSE = ("masked", "scored")  # forms that hold a dense weight
 _CHOICES = {
     "form": FORMS,
     "weights": (None, *DISTRIBUTIONS),
+    "init": INITS,
     "scale": ("none", "density", "dynamic"),
     "transform": ("abs", "identity"),
     "scope": ("layer", "global"),
@@ -173,9 +175,11 @@ class Options:
         ``ticket`` (seed and mask only, for inference) or ``compressed`` (trainable ``values`` of
         the live positions only, under a mask that does not change).
     density: kept fraction, in [0, 1].
-    weights: ``signed_constant``, ``uniform`` or ``normal``, drawn from the seed with the Kaiming
-        fan-in deviation; None is torch's own initialisation (``masked`` and ``compressed`` only,
-        their default).
+    weights: ``signed_constant``, ``uniform``, ``normal`` or ``constant`` (no signs), drawn from
+        the seed with the deviation of ``init``; None is torch's own initialisation (``masked`` and
+        ``compressed`` only, their default).
+    init: deviation of those weights: ``kaiming`` sqrt(2 / fan_in), ``xavier`` sqrt(2 / (fan_in +
+        fan_out)), ``torch`` sqrt(1 / (3 fan_in)), that of torch's own layers.
     scale: divide that deviation by sqrt of ``density``, of the layer's own density (``dynamic``,
         followed by update_masks), or by nothing (``none``).
     scope, transform, min_keep_per_layer: how ``scored`` selects, see select_mask.
@@ -188,6 +192,7 @@ class Options:
     form: str = "masked"
     density: float = 1.0
     weights: str | None = None
+    init: str = "kaiming"
     scale: str = "none"
     transform: str = "abs"
     scope: str = "layer"
@@ -217,10 +222,12 @@ class Options:
                 )
         if self.weights is None and self.form not in _TRAINED:
             object.__setattr__(self, "weights", "signed_constant")
-        if self.weights is None and self.scale != "none":
-            raise ValueError(
-                f"scale={self.scale!r} needs weights drawn from the seed; also give weights="
-            )
+        for name in ("init", "scale"):
+            if self.weights is None and getattr(self, name) != getattr(Options, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} needs weights drawn from the seed; also give "
+                    "weights="
+                )
         if self.min_keep_per_layer < 0 or (self.min_keep_per_layer and self.scope != "global"):
             raise ValueError(
                 f"min_keep_per_layer: got {self.min_keep_per_layer} with scope={self.scope!r}, "
@@ -242,7 +249,7 @@ def _options(where: str, given: dict[str, Any]) -> Options:
 
 
 def _recipe(options: Options, seed: int, layer: int, mask: PackedMask) -> WeightRecipe:
-    recipe = WeightRecipe.kaiming(seed, layer, options.weights, canonical_shape(mask.shape)[1])
+    recipe = WeightRecipe.initial(seed, layer, options.weights, mask.shape, options.init)
     if options.scale == "none":
         return recipe
     return recipe.scaled(options.density if options.scale == "density" else mask.density)
@@ -293,6 +300,8 @@ class SparseModule(nn.Module):
     weight_shape: tuple[int, ...]
     # The optimizer that wants the gradient of W*mask in place of the scores' (sparseticket.optim).
     _raw_grad_for: object | None = None
+    # What a search never touched; only a ticket file asks.
+    frozen_pattern: FrozenPattern | None = None
 
     # Construction -----------------------------------------------------------------------------
 

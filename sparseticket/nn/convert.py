@@ -16,6 +16,7 @@ from sparseticket import ops
 from ._sparse import SparseModule, refusal, reselect
 from .conv2d import SparseConv2d
 from .linear import SparseLinear
+from .score_layer import ScoreLayer
 
 __all__ = ["Report", "SparsityConfig", "densify_", "explain", "sparsify_", "to_form_"]
 
@@ -39,6 +40,8 @@ class SparsityConfig(Protocol):
 
     ``finish(model, wanted)`` is optional: called once the layers are in, to prepare the rest of the
     model where ``wanted(module, name)`` holds; it returns the names of the modules it has reset.
+    ``make(name, module)`` is optional: the new layer itself, where no SparseModule will do.
+    ``bind(model)`` is optional: the config to take in its place, which may know the model.
     """
 
     def plan(self, name: str, module: nn.Module) -> Mapping[str, Any] | None:
@@ -124,6 +127,8 @@ def sparsify_(
             f"sparsify_: model: a single {type(model).__name__} cannot be replaced in place; use "
             f"{_SPARSE.get(type(model), type(model)).__name__}.from_dense(module, ...)"
         )
+    if bind := getattr(config, "bind", None):
+        config = bind(model)
     wanted = _filter(filter_fn)
     report, replaced = Report(), {}
     names = _names(model)
@@ -141,13 +146,20 @@ def sparsify_(
         if plan is None:
             report.skipped.append((name, reason or "left dense by the config"))
         else:
-            replaced[module] = _SPARSE[base].from_dense(module, **{"layer": name, **plan})
+            replaced[module] = _new_layer(config, base, name, module, plan)
     if not replaced:
         skipped = "; ".join(f"{name}: {reason}" for name, reason in report.skipped)
         raise ValueError(f"sparsify_: nothing to convert ({skipped or 'no layers with weights'})")
-    reselect(m for m in replaced.values() if m.form == "scored")
+    sparse = (m for m in replaced.values() if isinstance(m, SparseModule))
+    reselect(m for m in sparse if m.form == "scored")
     finish = getattr(config, "finish", None)
     return _commit(report, model, names, replaced, finish and (lambda: finish(model, wanted)))
+
+
+def _new_layer(config, base, name, module, plan) -> nn.Module:
+    if make := getattr(config, "make", None):
+        return make(name, module)
+    return _SPARSE[base].from_dense(module, **{"layer": name, **plan})
 
 
 def densify_(model: nn.Module) -> Report:
@@ -257,7 +269,7 @@ def _replace(model, names, replaced) -> None:
 
 def _fill(report, model, names, replaced) -> Report:
     for old, new in replaced.items():
-        sparse = new if isinstance(new, SparseModule) else old
+        sparse = new if isinstance(new, SparseModule | ScoreLayer) else old
         mask = sparse.mask
         kind = f"{type(new).__name__} {new.form}" if new is sparse else type(new).__name__
         report.converted.append(Converted(names[old][0], kind, mask.shape, mask.kept, mask.density))
@@ -268,7 +280,7 @@ def _fill(report, model, names, replaced) -> Report:
     sparse = [m for m in replaced.values() if isinstance(m, SparseModule)]
     for batch in _BATCHES if sparse else ():
         report.kernels[batch] = Counter(m.explain(m.example(batch)).kernel for m in sparse)
-    if any(m.form in ("scored", "ticket") for m in sparse):
+    if any(getattr(m, "form", None) in ("scored", "ticket") for m in replaced.values()):
         report.not_weight_free = [
             name
             for owner, (prefix, *_) in _names(model).items()
@@ -280,6 +292,8 @@ def _fill(report, model, names, replaced) -> Report:
 
 def _must_be_stored(owner, name, parameter) -> bool:
     """Whether a ticket cannot remake the parameter from seed, mask, or the constants 0 and 1."""
+    if isinstance(owner, ScoreLayer):
+        return False
     if isinstance(owner, SparseModule) and owner.form in ("scored", "ticket"):
         return name == "bias" and owner.options.keep_bias
     if parameter.requires_grad or is_lazy(parameter) or parameter.is_meta:

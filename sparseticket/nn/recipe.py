@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparseticket import ops
+from sparseticket.formats import canonical_shape
 from sparseticket.masks import layer_number
 from sparseticket.prng import DISTRIBUTIONS, check_seed, kaiming_std, round_bf16
 
-__all__ = ["WeightRecipe"]
+__all__ = ["INITS", "WeightRecipe"]
+
+INITS = ("kaiming", "xavier", "torch")
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,27 @@ class WeightRecipe:
                 raise ValueError(f"{name}: got {value}, need a finite number >= 0")
 
     @classmethod
-    def kaiming(cls, seed: int, layer: str | int, dist: str, fan_in: int) -> WeightRecipe:
-        """Unscaled weights with the Kaiming fan-in deviation sqrt(2 / fan_in)."""
-        std = _float_from_bits(_float_bits(kaiming_std(fan_in)))
+    def initial(
+        cls,
+        seed: int,
+        layer: str | int,
+        dist: str,
+        shape: Sequence[int],
+        init: str = "kaiming",
+    ) -> WeightRecipe:
+        """Unscaled weights of a layer of ``shape`` with the deviation that ``init`` names, one of
+        ``INITS``: sqrt(2 / fan_in), sqrt(2 / (fan_in + fan_out)) or torch's sqrt(1 / (3 fan_in)).
+        """
+        if init not in INITS:
+            raise ValueError(f"init: got {init!r}, accepted: {', '.join(INITS)}")
+        fan_in = canonical_shape(shape)[1]
+        fan_out = shape[0] * math.prod(shape[2:])
+        std = kaiming_std(fan_in)
+        if init == "xavier":
+            std = kaiming_std(fan_in + fan_out)
+        elif init == "torch":
+            std = kaiming_std(6 * fan_in)
+        std = _float_from_bits(_float_bits(std))
         return cls(seed, layer_number(layer), dist, std, round_bf16(std))
 
     def scaled(self, density: float) -> WeightRecipe:

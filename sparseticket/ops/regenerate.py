@@ -7,6 +7,7 @@ from sparseticket.formats import canonical_shape, channels_and_taps
 from sparseticket.reference import regenerate as _reference
 
 from ._dispatch import C, cap, check_words, define, nthreads
+from .apply_mask import apply_mask
 
 __all__ = ["check_recipe", "regenerate"]
 
@@ -29,6 +30,8 @@ def _cpu(
 ):
     dtype = dtype or torch.float32
     _check(seed, shape, dist, stream, dtype, words)
+    if dist == "constant":
+        return _constant(shape, sigma, dtype, device, words, channels_last)
     rows, k = canonical_shape(shape)
     channels, taps = channels_and_taps(shape)
     last = channels_last and len(shape) == 4
@@ -55,6 +58,13 @@ def _cpu(
     if last:
         return flat.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
     return flat.view(shape)
+
+
+def _constant(shape, sigma, dtype, device, words, channels_last):
+    last = channels_last and len(shape) == 4
+    full = torch.full(shape, sigma, dtype=torch.float32, device=device).to(dtype)
+    full = full if words is None else apply_mask(full, words)
+    return full.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _reference_body(*args, dtype=None, **kwargs):

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 GENERATOR_VERSION = 1
-DISTRIBUTIONS = ("signed_constant", "uniform", "normal")
+DISTRIBUTIONS = ("signed_constant", "uniform", "normal", "constant")
 STREAMS = {
     "sign": 0,
     "magnitude": 1,

@@ -27,8 +27,9 @@ def regenerate(
 ) -> torch.Tensor:
     """Random tensor of ``shape`` with standard deviation ``sigma``; ``layer`` is an id, not a name.
 
-    ``stream`` serves ``uniform`` and ``normal``; signed_constant uses the sign stream. ``words``
-    zeroes what their mask drops. Values are made in fp32 and rounded to ``dtype`` at the end.
+    ``stream`` serves ``uniform`` and ``normal``; signed_constant uses the sign stream, constant
+    none: it is +sigma everywhere. ``words`` zeroes what their mask drops. Values are made in fp32
+    and rounded to ``dtype`` at the end.
     """
     rows, k = canonical_shape(shape)
     if dist == "signed_constant":
@@ -36,6 +37,8 @@ def regenerate(
         place = np.arange(32, dtype=np.uint32)
         signs = ((words32[:, :, None] >> place) & 1).reshape(rows, words32.shape[1] * 32)[:, :k]
         values = np.where(signs == 1, -np.float32(sigma), np.float32(sigma))
+    elif dist == "constant":
+        values = np.full((rows, k), sigma, np.float32)
     else:
         words32 = philox.words32(seed, layer, rows, k, stream, draw)
         if dist == "uniform":

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ import yaml
 from torch import nn
 
 from ..io import Ticket
-from ..nn import sparsify_
+from ..nn import sparsify_, to_form_
 from ..tickets import METHODS, get_method
+from ..tickets.engine import warn_of_collapse
 from .data import Dataset, load_dataset, loaders
 from .loop import (
     Recipe,
@@ -35,6 +37,7 @@ from .loop import (
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
 from .report import versions, write_json, write_text
+from .tasks import TasksResult, search_tasks
 
 __all__ = [
     "DemoOptions",
@@ -106,6 +109,15 @@ class SearchOptions(TaskOptions):
     method: str = option("edge-popup", f"one of {', '.join(METHODS)}")
     out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
     overwrite: bool = option(False, "replace the results of an earlier run in that folder")
+    finetune_epochs: int = option(
+        0, "then also train the ticket's own weights so long, and report on that; it stays as it is"
+    )
+    finetune_lr: float = option(0.01, "learning rate of that, at its highest")
+
+    @property
+    def model_name(self) -> str:
+        """The model asked for, or the default of the method or else of the data set."""
+        return self.model or getattr(get_method(self.method), "model", None) or super().model_name
 
 
 @dataclass(frozen=True)
@@ -131,7 +143,7 @@ class DemoOptions(TaskOptions):
 
 def run_search(
     options: SearchOptions, recipe: Recipe, config: Any
-) -> tuple[dict[str, Any], SearchResult]:
+) -> tuple[dict[str, Any], SearchResult | TasksResult]:
     """Search, save and report into ``options.out``; returns the report and the search's result.
 
     An interrupted run continues when it is started again; a finished one is only replaced with
@@ -153,6 +165,8 @@ def run_search(
     resolved = _resolved(options, recipe, config)
     if not (out / "checkpoint.pt").exists():  # search refuses that of a run with other settings
         write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+    if getattr(config, "tasks", 1) > 1:
+        return _run_tasks(options, recipe, config, dataset, resolved)
     result = search(
         model,
         train,
@@ -184,6 +198,8 @@ def run_search(
         "ticket_bytes": info["file_bytes"],
         **{f"{part}_bits": info[f"{part}_bits"] for part in ("raw", "coded", "normalisation")},
         "not_weight_free": info["not_weight_free"],
+        "collapsed": warn_of_collapse(list(result.ticket.masks.items())),
+        **_fine_tune(options, recipe, dataset, result.ticket),
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
         **_circumstances(options),
         "config": resolved,
@@ -351,8 +367,77 @@ def _test(
             f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
         )
     model = build_model(described["name"], in_shape=shapes[0], num_classes=shapes[1])
+    _adapt(model, ticket)
     model = ticket.apply(model).to(options.device)
     return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
+
+
+def _run_tasks(
+    options: SearchOptions,
+    recipe: Recipe,
+    config: Any,
+    dataset: Dataset,
+    resolved: dict[str, Any],
+) -> tuple[dict[str, Any], TasksResult]:
+    """``run_search`` for a config of several tasks; without validation and checkpoints."""
+    start = time.perf_counter()
+    train, _, test = loaders(dataset, options.batch_size, options.seed, options.workers)
+    result = search_tasks(
+        lambda: _build(options, dataset),
+        train,
+        test,
+        config,
+        recipe,
+        device=options.device,
+        seed=options.seed,
+        extra=_extra(options, recipe, dataset),
+    )
+    result.ticket.save(options.out / "ticket.safetensors")
+    info = result.ticket.info()
+    report = {
+        "method": options.method,
+        "dataset": dataset.name,
+        "model": options.model_name,
+        "seed": options.seed,
+        "epochs": recipe.epochs,
+        **{key: info[key] for key in ("density", "kept", "weights", "dense_bytes")},
+        "val_accuracy": None,
+        "test_accuracy": sum(result.accuracies) / config.tasks,
+        "task_accuracies": result.accuracies,
+        "inferred_task_accuracies": result.inferred_accuracies,
+        "inferred_tasks": result.inferred,
+        "ticket_bytes": info["file_bytes"],
+        "seconds": round(time.perf_counter() - start, 3),
+        **_circumstances(options),
+        "config": resolved,
+        "missing": [],
+    }
+    write_json(options.out / "report.json", report)
+    return report, result
+
+
+def _fine_tune(
+    options: SearchOptions, recipe: Recipe, dataset: Dataset, ticket: Ticket
+) -> dict[str, float]:
+    """Test accuracy once the weights of the ticket, under its mask, have been trained."""
+    if not options.finetune_epochs:
+        return {}
+    model = _build(options, dataset)
+    _adapt(model, ticket)
+    to_form_(ticket.apply(model), "masked")
+    train, val, test = loaders(dataset, options.batch_size, options.seed, options.workers)
+    changes = {"epochs": options.finetune_epochs, "lr": options.finetune_lr, "optimizer": "sgd"}
+    changes |= {"warmup_epochs": 0, "select": "last"}
+    tuned = dataclasses.replace(recipe, **changes)
+    result = train_dense(model, train, val, tuned, device=options.device, seed=options.seed)
+    return {"finetuned_test_accuracy": evaluate(result.model, test, options.device)[0]}
+
+
+def _adapt(model: nn.Module, ticket: Ticket) -> None:
+    """What the ticket's method does to an architecture before its search."""
+    method = METHODS.get(ticket.meta["method"])
+    if hasattr(method, "adapt"):
+        method(**ticket.meta["config"]).adapt(model)
 
 
 def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dict[str, Any]:

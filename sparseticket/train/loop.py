@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..io import Ticket
 from ..masks import PackedMask
-from ..nn import Report, SparseModule, attach, sparsify_
+from ..nn import Report, ScoreLayer, SparseModule, Superposed, attach, sparsify_, tickets_
 from ..prng import check_seed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .report import Progress, write_logs
@@ -56,7 +56,9 @@ class Recipe:
     """How to train: what is optimised is the caller's business."""
 
     epochs: int = option(30, "passes over the training data")
-    optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with momentum, or Adam")
+    optimizer: Literal["sgd", "adam", "rmsprop"] = option(
+        "sgd", "SGD with momentum, Adam, or RMSProp"
+    )
     lr: float = option(0.1, "learning rate at its highest")
     momentum: float = option(0.9, "of SGD")
     weight_decay: float = option(1e-4, "on the scores (or weights, in a dense control)")
@@ -71,7 +73,7 @@ class Recipe:
     def __post_init__(self) -> None:
         accepted = {
             "epochs": (self.epochs >= 0, "at least 0"),
-            "optimizer": (self.optimizer in ("sgd", "adam"), "sgd or adam"),
+            "optimizer": (self.optimizer in ("sgd", "adam", "rmsprop"), "sgd, adam or rmsprop"),
             "lr": (0 <= self.lr < math.inf, "a finite number, at least 0"),
             "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
@@ -186,6 +188,8 @@ def search(
     )
     _check_run(val_loader, recipe, device, seed, checkpoint_every)  # before the model changes
     _check_converted(model, config)
+    if adapt := getattr(config, "adapt", None):
+        adapt(model)
     report = None if masks_of(model) else sparsify_(model, config)
     result = _fit(
         model,
@@ -202,6 +206,9 @@ def search(
         callbacks=callbacks,
         progress="search" if progress else None,
     )
+    if complete := getattr(config, "complete", None):
+        complete(result.model)
+    tickets_(result.model)
     ticket = Ticket.from_model(result.model, config=config, extra=extra)
     return SearchResult(**vars(result), ticket=ticket, report=report)
 
@@ -288,7 +295,7 @@ def masks_of(model: nn.Module) -> dict[str, PackedMask]:
     return {
         name: module.mask
         for name, module in model.named_modules()
-        if isinstance(module, SparseModule)
+        if isinstance(module, SparseModule | ScoreLayer | Superposed)
     }
 
 
@@ -316,18 +323,21 @@ def _fit(
     folder = Path(out) if out is not None else None
     description = _description(model, train_loader, recipe, describes, extra, seed)
     with _own_generators(device, seed), contextlib.ExitStack() as stack:
-        if masks_of(model):
-            stack.callback(attach(model, state.optimizer).remove)
+        for hook in _keep_masks(state, describes):
+            stack.callback(hook.remove)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if resume and (folder / "checkpoint.pt").exists():
                 _restore(state, load_checkpoint(folder / "checkpoint.pt", description), device)
         bar = stack.enter_context(Progress(progress, recipe.epochs, done=state.epoch))
+        before_epoch = getattr(describes, "before_epoch", None)
         while state.epoch < recipe.epochs:
+            if before_epoch:
+                before_epoch(model, state.epoch, recipe.epochs)
             row = _run_epoch(state, train_loader, val_loader, device, callbacks)
             state.history.append(row)
             state.epoch += 1
-            _keep_best(state)
+            _keep_best(state, describes)
             bar.show(row)
             for callback in callbacks:
                 callback.on_epoch_end(state)
@@ -340,6 +350,18 @@ def _fit(
         model.load_state_dict(state.best["model"])
         val_accuracy = state.best["val_accuracy"]
     return TrainResult(model, state.history, val_accuracy, time.perf_counter() - start)
+
+
+def _keep_masks(state: LoopState, config: Any) -> list[torch.utils.hooks.RemovableHandle]:
+    """Have every optimizer step followed by new masks: the config's own, or edge-popup's."""
+    model, optimizer = state.model, state.optimizer
+    if not any(isinstance(module, ScoreLayer) for module in model.modules()):
+        scored = any(getattr(module, "form", None) == "scored" for module in model.modules())
+        return [attach(model, optimizer)] if scored else []
+    return [
+        optimizer.register_step_pre_hook(lambda *_: config.before_step(model)),
+        optimizer.register_step_post_hook(lambda *_: config.after_step(model, state.step + 1)),
+    ]
 
 
 def _check_run(
@@ -359,7 +381,14 @@ def _check_run(
 
 def _check_converted(model: nn.Module, config: Any) -> None:
     """ValueError where ``config``, which the ticket will quote, is not what made the layers."""
+    if hasattr(config, "bind"):
+        config = config.bind(model)
     for name, module in model.named_modules():
+        if isinstance(module, ScoreLayer) and module.rule != config:
+            raise ValueError(
+                f"config: the layer {name!r} was made with {module.rule}; build the model anew, or "
+                "give the config that converted it"
+            )
         if not isinstance(module, SparseModule) or not hasattr(config, "plan"):
             continue
         made = vars(module.options) | ({"seed": module.recipe.seed} if module.recipe else {})
@@ -435,6 +464,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         raise ValueError("model: no parameter requires a gradient; there is nothing to train")
     if recipe.optimizer == "adam":
         return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "rmsprop":
+        return torch.optim.RMSprop(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
         trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -453,8 +484,9 @@ def _own_generators(device: str | torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def _keep_best(state: LoopState) -> None:
-    if state.recipe.select != "best":
+def _keep_best(state: LoopState, config: Any) -> None:
+    settled = getattr(config, "settled", lambda epoch, epochs: True)
+    if state.recipe.select != "best" or not settled(state.epoch - 1, state.recipe.epochs):
         return
     accuracy = state.history[-1]["val_accuracy"]
     if state.best is None or accuracy > state.best["val_accuracy"]:

@@ -7,6 +7,7 @@ ResNets carry torchvision's names: its checkpoints load but for ``fc.bias``, whi
 | name | source |
 |---|---|
 | mlp | flatten-256-256-classes, ours (the digits recipe) |
+| fc300 | flatten-300-300-classes, the permuted-MNIST net of Wortsman et al., NeurIPS 2020 |
 | lenet300 | LeNet-300-100 of LeCun et al., 1998; FC of Ramanujan et al., CVPR 2020 |
 | conv2 conv4 conv6 conv8 | VGG-like of Frankle & Carbin, ICLR 2019; conv8 as in Ramanujan 2020 |
 | cresnet18 | ResNet-18 with a 3x3 stem and no max-pool, widths 64-512 (Ramanujan et al., 2020) |
@@ -175,6 +176,7 @@ _image_net = partial(_ResNet, width=64, image_stem=True)
 
 MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "mlp": partial(_mlp, (256, 256)),
+    "fc300": partial(_mlp, (300, 300)),
     "lenet300": partial(_mlp, (300, 100)),
     "conv2": partial(_conv_net, (64,)),
     "conv4": partial(_conv_net, (64, 128)),

@@ -270,7 +270,7 @@ def test_foreign_files(raw, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta: meta.update(format_version=2), "format_version: got 2.* reads 1"),
+        (lambda meta: meta.update(format_version=3), "format_version: got 3.* reads 1 and 2"),
         (lambda meta: meta.update(generator_version=2), "generator_version: got 2"),
         (lambda meta: meta.update(masks_sha256="1" * 64), "masks_sha256 mismatch"),
         (lambda meta: meta["layers"]["0"].update(kept=60), "not a valid ticket"),

@@ -511,7 +511,7 @@ def _seed_tensor(module, index, value):
         ("ticket", "seed", lambda m: torch.zeros(4, dtype=torch.int64), r"seed: got .* \(4,\)"),
         ("ticket", "seed", lambda m: torch.zeros(5), "float32"),
         ("ticket", "seed", lambda m: _seed_tensor(m, 0, -1), "seed: seed: got -1"),
-        ("ticket", "seed", lambda m: _seed_tensor(m, 2, 3), "distribution 3"),
+        ("ticket", "seed", lambda m: _seed_tensor(m, 2, 4), "distribution 4"),
         ("ticket", "seed", lambda m: _seed_tensor(m, 4, 2**32), "bits of two float32"),
         ("ticket", "seed", lambda m: _seed_tensor(m, 4, 0x7FC00000), "sigma: got nan"),
         ("ticket", "seed", lambda m: None, "Missing key.*seed"),

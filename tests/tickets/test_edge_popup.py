@@ -197,3 +197,61 @@ def test_registry():
     assert METHODS["edge-popup"] is get_method("edge-popup") is st.EdgePopup
     with pytest.raises(ValueError, match="method: got 'edgepopup', known: edge-popup"):
         get_method("edgepopup")
+
+
+@pytest.mark.parametrize("weights", ["signed_constant", "uniform", "normal", "constant"])
+@pytest.mark.parametrize("init", ["kaiming", "xavier", "torch"])
+def test_every_distribution_and_deviation(weights, init):
+    model = nn.Sequential(nn.Conv2d(8, 40, 3), nn.Flatten(), nn.Linear(40, 30))
+    st.sparsify_(model, st.EdgePopup(weights=weights, init=init, density=0.3, scale="density"))
+    for layer, (fan_in, fan_out) in zip(_layers(model), ((72, 360), (40, 30)), strict=True):
+        bottom = {"kaiming": fan_in, "xavier": fan_in + fan_out, "torch": 6 * fan_in}[init]
+        sigma = (2 / bottom / 0.3) ** 0.5
+        assert layer.recipe.sigma == pytest.approx(sigma, rel=2**-8)
+        spread = layer.weight.square().mean().sqrt().item()
+        assert spread == pytest.approx(sigma, rel=0.1)
+        if weights == "constant":
+            assert bool((layer.weight == layer.recipe.sigma).all())
+    x = torch.randn(2, 8, 3, 3)
+    ticket = st.Ticket(st.Ticket.from_model(model).raw)
+    fresh = nn.Sequential(nn.Conv2d(8, 40, 3), nn.Flatten(), nn.Linear(40, 30))
+    for a, b in zip(_layers(model), _layers(ticket.apply(fresh)), strict=True):
+        assert torch.equal(a.weight * a.mask.to_dense(), b.weight)
+    torch.testing.assert_close(model(x), fresh(x))
+
+
+def test_scores_and_signs_start_as_published():
+    """|s| <= 1/sqrt(fan_in); one magnitude, half of the signs negative (4 deviations)."""
+    layer = nn.Sequential(nn.Linear(300, 200))
+    st.sparsify_(layer, st.EdgePopup())
+    layer = layer[0]
+    assert layer.scores.abs().max() <= 300**-0.5
+    assert layer.weight.abs().unique().numel() == 1
+    negative = (layer.weight < 0).float().mean().item()
+    assert negative == pytest.approx(0.5, abs=4 * 0.5 / 60000**0.5)
+
+
+def test_one_step_by_hand():
+    model = nn.Sequential(nn.Linear(3, 2, bias=False))
+    st.sparsify_(model, st.EdgePopup(density=0.5, seed=3))
+    layer, x = model[0], torch.tensor([[1.0, -2.0, 3.0]])
+    scores, weight = layer.scores.detach().clone(), layer.weight.clone()
+    optimizer = torch.optim.SGD([layer.scores], lr=0.5, weight_decay=0.01)
+    st.attach(model, optimizer)
+    (layer(x) * torch.tensor([[1.0, -1.0]])).sum().backward()
+    optimizer.step()
+    dense = torch.tensor([[1.0], [-1.0]]) @ x
+    expected = scores - 0.5 * (dense * weight * scores.sign() + 0.01 * scores)
+    torch.testing.assert_close(layer.scores.detach(), expected)
+    kept = expected.abs().flatten().argsort(descending=True)[:3]
+    assert set(layer.mask.to_dense().flatten().nonzero().flatten().tolist()) == set(kept.tolist())
+
+
+def test_a_score_of_zero_never_moves():
+    model = nn.Sequential(nn.Linear(4, 3))
+    st.sparsify_(model, st.EdgePopup())
+    with torch.no_grad():
+        model[0].scores[0, 0] = 0
+    st.update_masks(model)
+    model(torch.randn(5, 4)).square().sum().backward()
+    assert model[0].scores.grad[0, 0] == 0 and model[0].scores.grad[1, 1] != 0

@@ -16,6 +16,7 @@ DIGITS = ((1, 8, 8), 10)
 # specs/strong_tickets.md 1.4; resnet20: specs/trained_tickets.md, 267,696 + 2,560 + 640.
 WEIGHTS = {
     "mlp": (DIGITS, 84_480),
+    "fc300": (MNIST, 328_200),
     "lenet300": (MNIST, 266_200),
     "conv2": (CIFAR, 4_300_992),
     "conv4": (CIFAR, 2_425_024),
