@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test sanitize bench lint format clean
+.PHONY: demo test sanitize bench cross lint format clean
 
 # Find two tickets on real data, beside a dense-trained and a random-mask control.
 # On other data: make demo ARGS="--dataset mnist --data DIR" (or cifar10).
@@ -22,6 +22,10 @@ sanitize: $(VENV)/.installed-dev
 # Every kernel beside dense torch and others; rows go to bench/results.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.run
+
+# Every Triton configuration compiled for every GPU target, with its budgets; needs no GPU.
+cross: $(VENV)/.installed-dev
+	$(BIN)/python -m bench.cross
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

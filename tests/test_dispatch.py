@@ -124,3 +124,11 @@ def test_forward_mode_is_refused(name):
     with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError):
         op(torch.autograd.forward_ad.make_dual(x, x), *rest)
     op(x, *rest)
+
+
+def test_explain_names_triton_where_it_would_run():
+    recipe = (5, 7, (3, 70), "uniform", 0.5)
+    assert ops.explain_op("regenerate", *recipe, device="cuda").kernel == "Triton"
+    assert ops.explain_op("regenerate", *recipe, device="meta").kernel == "reference"
+    assert ops.explain_op("regenerate", *recipe).kernel.endswith("C++")
+    assert ops.explain_op("sign_words", *recipe[:3], device="cuda").kernel == "reference"

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -32,6 +34,7 @@ __all__ = [
     "explain_op",
     "nthreads",
     "signed64",
+    "triton_runs",
 ]
 
 C = _C
@@ -40,6 +43,7 @@ _LOG = logging.getLogger("sparseticket")
 _VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _OPS: set[str] = set()
 _CHOOSERS: dict[str, Callable[..., Choice]] = {}
+_CUDA_CHOOSERS: dict[str, Callable[..., Choice]] = {}  # of the ops with Triton kernels
 nthreads = torch.get_num_threads
 cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
 
@@ -106,18 +110,22 @@ def define(
     choose: Callable[..., Choice] | None = None,
     check: Callable | None = None,
     factory: bool = False,
+    cuda: Callable | None = None,
+    choose_cuda: Callable[..., Choice] | None = None,
 ) -> Callable:
-    """Register one op: schema, CPU and reference (CUDA) bodies, Meta, autograd.
+    """Register one op: schema, CPU and CUDA bodies, Meta, autograd.
 
-    ``check`` raises for arguments the reference would misread; left out, Meta does it. A
-    ``factory`` op has no tensor argument that must be there; its body looks at ``device``.
-    Returns the op as a plain callable.
+    ``cuda`` is the body that launches Triton kernels (imported inside it); left out, or where
+    Triton cannot run, the reference serves CUDA tensors. ``check`` raises for arguments that those
+    bodies would misread; left out, Meta does it. A ``factory`` op has no tensor argument that must
+    be there; its body looks at ``device``. ``choose`` and ``choose_cuda`` say which of several
+    kernels would run. Returns the op as a plain callable.
     """
     name = schema.split("(")[0]
     LIB.define(schema)
     _OPS.add(name)
     meta = _on_one_device(name, meta)
-    fallback = _checked_reference(reference, check or meta)
+    fallback = _device_body(cuda, reference, check or meta)
     if backward is not None:
         cpu, fallback = _reverse_only(name, cpu), _reverse_only(name, fallback)
     if factory:
@@ -136,6 +144,8 @@ def define(
         )
     if choose is not None:
         _CHOOSERS[name] = choose
+    if cuda is not None:
+        _CUDA_CHOOSERS[name] = choose_cuda or _only_triton(name)
     return op
 
 
@@ -210,16 +220,39 @@ def _by_device(cpu: Callable, fallback: Callable, meta: Callable) -> Callable:
     return run
 
 
-def _checked_reference(reference: Callable, check: Callable) -> Callable:
-    """The reference as a body for devices without kernels: checked first, logged once."""
+def _device_body(cuda: Callable | None, reference: Callable, check: Callable) -> Callable:
+    """The body for CUDA tensors: arguments checked, then Triton kernels, or the plain torch
+    reference where there are none or they cannot run."""
 
     @functools.wraps(reference)
     def run(*args, **kwargs):
         check(*args, **kwargs)
+        if cuda is not None and triton_runs(_devices_of(args, kwargs)):
+            return cuda(*args, **kwargs)
         _log_once()
         return reference(*args, **kwargs)
 
     return run
+
+
+def triton_runs(devices: Iterable[torch.device]) -> bool:
+    """Whether Triton kernels can run on these devices: on CUDA, on CPU in its interpreter."""
+    accepted = {"cuda", "cpu"} if _interpreting() else {"cuda"}
+    return all(device.type in accepted for device in devices) and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _only_triton(name: str) -> Callable[..., Choice]:
+    return lambda *args, **kwargs: Choice(name, "Triton", "the only kernel of this op on CUDA")
 
 
 @functools.cache
@@ -237,7 +270,10 @@ def explain_op(name: str, *args, **kwargs) -> Choice:
     """Which kernel ``torch.ops.sparseticket.<name>(*args, **kwargs)`` would run, and why."""
     if name not in _OPS:
         raise ValueError(f"explain: unknown op {name!r}; known: {', '.join(sorted(_OPS))}")
-    if any(device.type != "cpu" for device in _devices_of(args, kwargs)):
+    devices = _devices_of(args, kwargs)
+    if any(device.type != "cpu" for device in devices):
+        if name in _CUDA_CHOOSERS and triton_runs(devices):
+            return _CUDA_CHOOSERS[name](*args, **kwargs)
         return Choice(name, "reference", "no kernel for this device yet, plain torch runs it")
     if name in _CHOOSERS:
         return _CHOOSERS[name](*args, **kwargs)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from sparseticket import prng
@@ -14,55 +16,90 @@ __all__ = ["check_recipe", "regenerate"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _cpu(
+def _cpu(seed, layer, shape, dist, sigma, *, dtype=None, device=None, words=None, **options):
+    _check(seed, shape, dist, options.get("stream", "magnitude"), dtype or torch.float32, words)
+    if dist == "constant":
+        return _constant(shape, sigma, dtype, device, words, **options)
+    kernel_dtypes = (torch.float32, torch.bfloat16)
+
+    def run(flat, rows, channels, taps, sigma, key, high):
+        table = torch.from_numpy(prng.normal_quantiles().copy()) if dist == "normal" else None
+        C.regenerate(
+            cap(flat),
+            None if words is None else cap(words.contiguous()),
+            None if table is None else cap(table),
+            rows,
+            channels,
+            taps,
+            prng.DISTRIBUTIONS.index(dist),
+            sigma,
+            key,
+            high,
+            nthreads(),
+        )
+
+    return _made(run, kernel_dtypes, seed, layer, shape, dist, sigma, dtype, device, **options)
+
+
+def _cuda(seed, layer, shape, dist, sigma, *, dtype=None, device=None, words=None, **options):
+    from sparseticket.kernels.regenerate import regenerate as launch
+
+    _check(seed, shape, dist, options.get("stream", "magnitude"), dtype or torch.float32, words)
+    if dist == "constant":
+        return _constant(shape, sigma, dtype, device, words, **options)
+    kernel_dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def run(flat, rows, channels, taps, sigma, key, high):
+        mask = None if words is None else words.contiguous()
+        table = _quantiles(flat.device) if dist == "normal" else None
+        number = prng.DISTRIBUTIONS.index(dist)
+        launch(flat, mask, table, rows, channels, taps, number, sigma, key, high)
+
+    return _made(run, kernel_dtypes, seed, layer, shape, dist, sigma, dtype, device, **options)
+
+
+@functools.cache
+def _quantiles(device):
+    """The contract's table on a GPU: a constant of 256 KB, copied there once."""
+    return torch.from_numpy(prng.normal_quantiles().copy()).to(device)
+
+
+def _made(
+    run,
+    kernel_dtypes,
     seed,
     layer,
     shape,
     dist,
     sigma,
-    *,
+    dtype,
+    device,
     stream="magnitude",
     draw=0,
-    dtype=None,
-    device=None,
-    words=None,
     channels_last=False,
 ):
+    """The tensor that ``run`` fills, in memory order, in one of ``kernel_dtypes``."""
     dtype = dtype or torch.float32
-    _check(seed, shape, dist, stream, dtype, words)
-    if dist == "constant":
-        return _constant(shape, sigma, dtype, device, words, channels_last)
     rows, k = canonical_shape(shape)
     channels, taps = channels_and_taps(shape)
     last = channels_last and len(shape) == 4
     if last:
         channels, taps = channels * taps, 1
-    kernel_dtype = dtype if dtype in (torch.float32, torch.bfloat16) else torch.float32
+    kernel_dtype = dtype if dtype in kernel_dtypes else torch.float32
     flat = torch.empty(rows * k, dtype=kernel_dtype, device=device)
     key, high = prng.stream_key(seed, layer, "sign" if dist == "signed_constant" else stream, draw)
-    table = torch.from_numpy(prng.normal_quantiles().copy()) if dist == "normal" else None
-    C.regenerate(
-        cap(flat),
-        None if words is None else cap(words.contiguous()),
-        None if table is None else cap(table),
-        rows,
-        channels,
-        taps,
-        prng.DISTRIBUTIONS.index(dist),
-        float(prng.uniform_scale(sigma)) if dist == "uniform" else float(sigma),
-        key,
-        high,
-        nthreads(),
-    )
+    width = float(prng.uniform_scale(sigma)) if dist == "uniform" else float(sigma)
+    run(flat, rows, channels, taps, width, key, high)
     flat = flat.to(dtype)
     if last:
         return flat.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
     return flat.view(shape)
 
 
-def _constant(shape, sigma, dtype, device, words, channels_last):
+def _constant(shape, sigma, dtype, device, words, channels_last=False, **_generator):
     last = channels_last and len(shape) == 4
-    full = torch.full(shape, sigma, dtype=torch.float32, device=device).to(dtype)
+    full = torch.full(shape, sigma, dtype=torch.float32, device=device)
+    full = full.to(dtype or torch.float32)
     full = full if words is None else apply_mask(full, words)
     return full.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -126,4 +163,5 @@ regenerate = define(
     reference=_reference_body,
     meta=_meta,
     factory=True,
+    cuda=_cuda,
 )

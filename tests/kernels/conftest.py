@@ -1,0 +1,56 @@
+"""Triton kernels on small inputs: in the interpreter on the CPU, or compiled on a GPU.
+
+Triton decides at its import whether it interprets, so these files run in processes of their own:
+``TRITON_INTERPRET=1 pytest tests/kernels``, as ``tests/test_kernels.py`` does, or without it on
+a machine with a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+
+import oracle
+import pytest
+import torch
+
+from sparseticket.kernels.philox import philox_words
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+if not INTERPRETING and not torch.cuda.is_available():
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu" if INTERPRETING else "cuda")
+
+
+@pytest.fixture
+def on_cuda():
+    """Calls an op's CUDA body, also where Triton interprets CPU tensors: ``on_cuda(op, *args)``."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+
+    def call(op, *args, **kwargs):
+        if not INTERPRETING:
+            return op(*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), "CUDA"):
+            return op.redispatch(cuda, *args, **kwargs)
+        module = oracle.module_of(op._schema.name.split("::")[1])  # a factory: by its device
+        return module._cuda(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture
+def launches(monkeypatch) -> list[str]:
+    """Names of the kernels launched so far, in order."""
+    made: list[str] = []
+    kind = type(philox_words)
+    run = kind.run
+
+    def spy(self, *args, **kwargs):
+        made.append(self.fn.__name__)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "run", spy)
+    return made
