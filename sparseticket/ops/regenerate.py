@@ -44,7 +44,6 @@ def _cpu(seed, layer, shape, dist, sigma, *, dtype=None, device=None, words=None
 def _cuda(seed, layer, shape, dist, sigma, *, dtype=None, device=None, words=None, **options):
     from sparseticket.kernels.regenerate import regenerate as launch
 
-    _check(seed, shape, dist, options.get("stream", "magnitude"), dtype or torch.float32, words)
     if dist == "constant":
         return _constant(shape, sigma, dtype, device, words, **options)
     kernel_dtypes = (torch.float32, torch.bfloat16, torch.float16)
