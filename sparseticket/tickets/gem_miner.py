@@ -26,6 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sparseticket import ops
 from sparseticket.masks import PackedMask
 from sparseticket.nn import ScoreLayer
 
@@ -78,7 +79,7 @@ class GemMiner(Strong):
         return layer
 
     def surrogate(self, layer: ScoreLayer) -> Tensor:
-        return layer.scores * flags(layer).to_dense()
+        return layer.scores * _flagged(layer)
 
     def before_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
         if epoch == 0 or epoch % self.period:
@@ -92,7 +93,7 @@ class GemMiner(Strong):
         """The gradient of lambda * sum p^2 over flagged scores."""
         for layer in live_layers(model):
             if layer.scores.grad is not None:
-                decay = layer.scores * flags(layer).to_dense()
+                decay = layer.scores * _flagged(layer)
                 layer.scores.grad.add_(decay, alpha=2 * self.penalty)
 
     @torch.no_grad()
@@ -113,6 +114,11 @@ class GemMiner(Strong):
 def flags(layer: ScoreLayer) -> PackedMask:
     """Where q = 1."""
     return PackedMask(layer.flag_words.clone(), layer.weight_shape)
+
+
+def _flagged(layer: ScoreLayer) -> Tensor:
+    """The same as a bool tensor, without the checks of a mask: it is made in every forward."""
+    return ops.unpack_mask(layer.flag_words, layer.weight_shape)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sparseticket import ops
 from sparseticket.formats import check_density, kept_count
 from sparseticket.masks import PackedMask
 from sparseticket.nn import Plane, ScoreLayer
@@ -69,8 +70,8 @@ class Multicoat(Strong):
         return layer
 
     def value(self, layer: ScoreLayer) -> Tensor:
-        times = sum(mask.to_dense().to(layer.dtype) for mask in _coats(layer))
-        return layer.weight * times
+        coats = (ops.unpack_mask(words, layer.weight_shape) for words in layer.coat_words)
+        return layer.weight * sum(coat.to(layer.dtype) for coat in coats)
 
     def surrogate(self, layer: ScoreLayer) -> Tensor:
         return len(self.densities) * layer.scores.abs()
