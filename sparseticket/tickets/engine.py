@@ -39,6 +39,7 @@ __all__ = [
     "WEIGHTS_HELP",
     "Strong",
     "check_choice",
+    "check_integer",
     "check_number",
     "fan_in",
     "fan_out",
@@ -77,6 +78,14 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
     if not (low <= value <= high and math.isfinite(value)):
         top = "" if high == math.inf else f" and at most {high:g}"
         raise ValueError(f"{name}: got {value}, need at least {low:g}{top}")
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """TypeError unless ``value`` is an integer, ValueError unless it is at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r}, need an integer")
+    if value < low:
+        raise ValueError(f"{name}: got {value}, need at least {low}")
 
 
 def select(

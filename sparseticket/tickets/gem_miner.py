@@ -30,7 +30,16 @@ from sparseticket import ops
 from sparseticket.masks import PackedMask
 from sparseticket.nn import ScoreLayer
 
-from .engine import Strong, check_choice, check_number, draw_scores, live_layers, select, setting
+from .engine import (
+    Strong,
+    check_choice,
+    check_integer,
+    check_number,
+    draw_scores,
+    live_layers,
+    select,
+    setting,
+)
 
 __all__ = ["GemMiner", "pruned_fraction"]
 
@@ -64,7 +73,7 @@ class GemMiner(Strong):
         super().__post_init__()
         if self.density == 0:
             raise ValueError("density: got 0, need more: every pruning keeps a part of the weights")
-        check_number("period", self.period, 1)
+        check_integer("period", self.period, 1)
         check_number("penalty", self.penalty, 0)
         check_choice("final", self.final, ("unflag", "rounded"))
 
@@ -85,7 +94,7 @@ class GemMiner(Strong):
         if epoch == 0 or epoch % self.period:
             return
         layers = live_layers(model)
-        prune(layers, pruned_fraction(self.density, epochs, int(self.period)))
+        prune(layers, pruned_fraction(self.density, epochs, self.period))
         self.update(layers, 0)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from sparseticket.formats import check_density, kept_count
 from sparseticket.masks import PackedMask
 from sparseticket.nn import Plane, ScoreLayer
 
-from .engine import Strong, draw_scores, fan_out, select, setting
+from .engine import Strong, check_choice, draw_scores, fan_out, select, setting
 
 __all__ = ["Multicoat"]
 
@@ -38,13 +38,14 @@ class Multicoat(Strong):
     name: ClassVar[str] = "multicoat"
 
     density: float = setting(0.3, "fraction kept by the first coat, which holds the others")
-    scale: str = setting("density", "divide the weights' deviation by sqrt of the density, or none")
+    scale: Literal["none", "density"] = setting(
+        "density", "divide the weights' deviation by sqrt of the density"
+    )
     coats: str = setting("0.0788,0.0315", "kept fractions of the further coats, falling")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale == "dynamic":
-            raise ValueError("scale: got 'dynamic', accepted: none, density")
+        check_choice("scale", self.scale, ("none", "density"))
         if list(self.densities) != sorted(self.densities, reverse=True):
             raise ValueError(
                 f"coats: got {self.coats!r}, need fractions that fall from the density"
