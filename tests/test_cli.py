@@ -438,3 +438,22 @@ def test_many_tasks_in_one_ticket(tmp_path, capsys, inference):
     assert len(Ticket.load(out / "ticket.safetensors").planes["fc1"]) == 3
     assert main(["eval", str(out / "ticket.safetensors"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_accuracy"] == report["task_accuracies"][0]
+
+
+def test_collapse_is_reported(tmp_path, capsys):
+    flags = ["--scope", "global", "--density", "0.0002", "--epochs", "1"]
+    assert main(["search", "--out", str(tmp_path / "run"), *flags]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    masks = Ticket.load(tmp_path / "run" / "ticket.safetensors").masks
+    assert report["collapsed"] == [name for name, mask in masks.items() if not mask.kept] != []
+
+
+def test_binary_activations_come_back_at_evaluation(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--method", "biprop", "--binary-activations", "--epochs", "3", "--lr", "0.03"]
+    assert main(["search", "--out", str(out), *flags]) == 0
+    report = json.loads((out / "report.json").read_text())
+    capsys.readouterr()
+    assert main(["eval", str(out / "ticket.safetensors"), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["test_accuracy"]
+    assert again == report["test_accuracy"] > 0.3

@@ -39,6 +39,7 @@ from ..masks import PackedMask
 from ..nn import (
     FrozenPattern,
     Plane,
+    ScoreLayer,
     SparseConv2d,
     SparseLinear,
     SparseModule,
@@ -61,7 +62,6 @@ _MALFORMED = (
     *(SafetensorError, MemoryError, RuntimeError),
     *(AttributeError, KeyError, TypeError, ValueError),
 )
-_OWN = ("weight", "scores", "mask_words", "seed", "plane_words", "alpha", "_extra_state")
 _GROUPS = ("normalisation", "not_weight_free")
 
 
@@ -94,7 +94,7 @@ class Ticket:
         extra: Mapping[str, Any] | None = None,
         parent: Ticket | None = None,
     ) -> Ticket:
-        """The ticket of a model whose sparse layers are in scored or ticket form.
+        """The ticket of a model whose sparse layers are under search or in ticket form.
 
         ``config`` is a dataclass or a mapping, ``method`` defaults to its ``name``; ``extra`` is
         kept as it is (the trainer describes model and data there). ``parent`` is the ticket that
@@ -103,12 +103,14 @@ class Ticket:
         model = _unwrap(model, "Ticket.from_model")
         layers, tensors, masks = {}, {}, {}
         for name, module in model.named_modules():
-            if isinstance(module, SparseModule | Superposed):
+            if isinstance(module, SparseModule | Superposed | ScoreLayer):
                 if not name:
                     raise TicketError(
                         "Ticket.from_model: model: is itself a sparse layer; wrap it in "
                         "nn.Sequential, so that it has a name"
                     )
+                if isinstance(module, ScoreLayer):
+                    module = module.to_ticket()
                 masks[name] = _regenerable_masks(name, module)
                 layers[name], payloads = _encode_layer(module, masks[name])
                 tensors |= dict(zip(_payload_names(name, len(payloads)), payloads, strict=True))
@@ -401,7 +403,8 @@ def _whole(masks: list[PackedMask]) -> PackedMask:
 
 def _sort_tensors(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
     """({group: {name: tensor}}, {name: 0 or 1}) of all tensors but the sparse layers' own."""
-    sparse = [m for m in model.modules() if isinstance(m, SparseModule | Superposed)]
+    kinds = SparseModule | Superposed | ScoreLayer
+    sparse = [m for m in model.modules() if isinstance(m, kinds)]
     statistics = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules(remove_duplicate=False)
@@ -427,7 +430,8 @@ def _other_tensors(model: nn.Module, layers: list[nn.Module]) -> dict[str, Tenso
         f"{prefix}.{key}"
         for prefix, module in model.named_modules(remove_duplicate=False)
         if any(module is layer for layer in layers)
-        for key in _OWN
+        for key in module.state_dict(keep_vars=True)
+        if key != "bias"
     }
     state = model.state_dict(keep_vars=True)
     for name, value in state.items():

@@ -135,6 +135,11 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.ho
     The surest way: a forward pass on stale masks raises, but it cannot see the steps of optimizers
     with ``fused=True``, which write the scores without counting a new version of the tensor.
     """
+    if ruled := [m for m in model.modules() if hasattr(m, "rule")]:
+        raise ValueError(
+            f"attach: model: its masks are those of {type(ruled[0].rule).__name__}, which "
+            "selects them itself; use config.attach(model, optimizer)"
+        )
     scores = {id(m.scores) for m in model.modules() if getattr(m, "form", None) == "scored"}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not scores & held:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sparseticket.nn import ScoreLayer
 from sparseticket.prng import round_bf16
 
-from .engine import WEIGHTS_HELP, Strong, setting
+from .engine import WEIGHTS_HELP, Strong, check_choice, setting
 
 __all__ = ["BinaryActivation", "Biprop"]
 
@@ -59,8 +59,7 @@ class Biprop(Strong):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale == "dynamic":
-            raise ValueError("scale: got 'dynamic', accepted: none, density (alpha is dynamic)")
+        check_choice("scale", self.scale, ("none", "density"))  # alpha is dynamic anyway
         if not isinstance(self.binary_activations, bool):
             raise TypeError(
                 f"binary_activations: got {self.binary_activations!r}, need True or False"

@@ -29,7 +29,7 @@ from sparseticket.nn import Options, SparseModule, update_masks
 from sparseticket.prng import check_seed
 
 from .anneal import SCHEDULES, density_at
-from .engine import INIT_HELP, WEIGHTS_HELP, check_choice, freeze_norms, setting
+from .engine import INIT_HELP, WEIGHTS_HELP, check_choice, check_integer, freeze_norms, setting
 
 __all__ = ["EdgePopup"]
 
@@ -86,10 +86,7 @@ class EdgePopup:
         check_choice("first_layer", self.first_layer, _ENDS)
         check_choice("last_layer", self.last_layer, _ENDS)
         check_choice("anneal", self.anneal, SCHEDULES)
-        if isinstance(self.anneal_period, bool) or not isinstance(self.anneal_period, int):
-            raise TypeError(f"anneal_period: got {self.anneal_period!r}, need an integer")
-        if self.anneal_period < 1:
-            raise ValueError(f"anneal_period: got {self.anneal_period}, need at least 1 epoch")
+        check_integer("anneal_period", self.anneal_period, 1)
         Options(**self._options())
 
     def bind(self, model: nn.Module) -> EdgePopup | _Bound:

@@ -8,6 +8,7 @@ weight a layer computes with, what the gradient reaches, and when masks are sele
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ __all__ = [
     "WEIGHTS_HELP",
     "Strong",
     "check_choice",
+    "check_integer",
     "check_number",
     "fan_in",
     "fan_out",
@@ -76,6 +78,14 @@ def check_number(name: str, value: Any, low: float, high: float = math.inf) -> N
     if not (low <= value <= high and math.isfinite(value)):
         top = "" if high == math.inf else f" and at most {high:g}"
         raise ValueError(f"{name}: got {value}, need at least {low:g}{top}")
+
+
+def check_integer(name: str, value: Any, low: int) -> None:
+    """TypeError unless ``value`` is an integer, ValueError unless it is at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r}, need an integer")
+    if value < low:
+        raise ValueError(f"{name}: got {value}, need at least {low}")
 
 
 def select(
@@ -277,6 +287,27 @@ class Strong:
         masks = select(scores, kept, transform=self.transform, patterns=patterns)
         for layer, mask in zip(layers, masks, strict=True):
             layer.mask = mask
+
+    def attach(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        steps: Callable[[], int] | None = None,
+    ) -> list[torch.utils.hooks.RemovableHandle]:
+        """For a loop of your own: have every ``optimizer.step()`` followed by new masks.
+
+        ``steps`` tells the number of steps done before this one, for a run that is resumed. Call
+        ``before_epoch`` and, at the end, ``complete`` yourself. Returns the handles to undo it.
+        """
+        count = itertools.count(1)
+
+        def after(*_: Any) -> None:
+            self.after_step(model, next(count) if steps is None else steps() + 1)
+
+        return [
+            optimizer.register_step_pre_hook(lambda *_: self.before_step(model)),
+            optimizer.register_step_post_hook(after),
+        ]
 
     def complete(self, model: nn.Module) -> None:
         """After the last epoch, before the layers become tickets."""

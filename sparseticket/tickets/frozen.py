@@ -34,6 +34,7 @@ from .engine import (
     WEIGHTS_HELP,
     Strong,
     check_choice,
+    check_integer,
     check_number,
     draw_scores,
     fan_in,
@@ -139,7 +140,7 @@ class Frozen(Strong):
         check_choice("rule", self.rule, _RULES)
         check_choice("shares", self.shares, ("sparsity", "density"))
         check_choice("scope", self.scope, ("layer", "global"))
-        check_number("min_keep_per_layer", self.min_keep_per_layer, 0)
+        check_integer("min_keep_per_layer", self.min_keep_per_layer, 0)
         slack = 1e-9
         if self.locked > self.density + slack or self.pruned > 1 - self.density + slack:
             raise ValueError(
@@ -190,7 +191,7 @@ class Frozen(Strong):
             [layer.scores for layer in layers],
             kept[0] if self.scope == "global" else kept,
             scope=self.scope,
-            min_keep_per_layer=int(self.min_keep_per_layer),
+            min_keep_per_layer=self.min_keep_per_layer,
             patterns=[layer.pattern for layer in layers],
         )
         for layer, mask in zip(layers, masks, strict=True):

@@ -26,10 +26,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sparseticket import ops
 from sparseticket.masks import PackedMask
 from sparseticket.nn import ScoreLayer
 
-from .engine import Strong, check_choice, check_number, draw_scores, live_layers, select, setting
+from .engine import (
+    Strong,
+    check_choice,
+    check_integer,
+    check_number,
+    draw_scores,
+    live_layers,
+    select,
+    setting,
+)
 
 __all__ = ["GemMiner", "pruned_fraction"]
 
@@ -63,7 +73,7 @@ class GemMiner(Strong):
         super().__post_init__()
         if self.density == 0:
             raise ValueError("density: got 0, need more: every pruning keeps a part of the weights")
-        check_number("period", self.period, 1)
+        check_integer("period", self.period, 1)
         check_number("penalty", self.penalty, 0)
         check_choice("final", self.final, ("unflag", "rounded"))
 
@@ -78,13 +88,13 @@ class GemMiner(Strong):
         return layer
 
     def surrogate(self, layer: ScoreLayer) -> Tensor:
-        return layer.scores * flags(layer).to_dense()
+        return layer.scores * _flagged(layer)
 
     def before_epoch(self, model: nn.Module, epoch: int, epochs: int) -> None:
         if epoch == 0 or epoch % self.period:
             return
         layers = live_layers(model)
-        prune(layers, pruned_fraction(self.density, epochs, int(self.period)))
+        prune(layers, pruned_fraction(self.density, epochs, self.period))
         self.update(layers, 0)
 
     @torch.no_grad()
@@ -92,7 +102,7 @@ class GemMiner(Strong):
         """The gradient of lambda * sum p^2 over flagged scores."""
         for layer in live_layers(model):
             if layer.scores.grad is not None:
-                decay = layer.scores * flags(layer).to_dense()
+                decay = layer.scores * _flagged(layer)
                 layer.scores.grad.add_(decay, alpha=2 * self.penalty)
 
     @torch.no_grad()
@@ -113,6 +123,11 @@ class GemMiner(Strong):
 def flags(layer: ScoreLayer) -> PackedMask:
     """Where q = 1."""
     return PackedMask(layer.flag_words.clone(), layer.weight_shape)
+
+
+def _flagged(layer: ScoreLayer) -> Tensor:
+    """The same as a bool tensor, without the checks of a mask: it is made in every forward."""
+    return ops.unpack_mask(layer.flag_words, layer.weight_shape)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from .edge_popup import EdgePopup
-from .engine import check_number, setting
+from .engine import check_integer, setting
 
 __all__ = ["HiddenFold"]
 
@@ -42,7 +42,7 @@ class HiddenFold(EdgePopup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("stages", self.stages, 1)
+        check_integer("stages", self.stages, 1)
 
     def adapt(self, model: nn.Module) -> None:
         """Fold ``model`` in place; a folded one stays as it is.

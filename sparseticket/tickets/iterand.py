@@ -28,6 +28,7 @@ from sparseticket.nn import Plane, ScoreLayer
 from .engine import (
     Strong,
     check_choice,
+    check_integer,
     check_number,
     draw_scores,
     fan_in,
@@ -56,7 +57,7 @@ class IteRand(Strong):
         super().__post_init__()
         check_choice("scale", self.scale, ("none", "density"))
         check_choice("transform", self.transform, ("abs", "identity"))
-        check_number("period", self.period, 1)
+        check_integer("period", self.period, 1)
         check_number("redraw", self.redraw, 0, 1)
 
     def score_start(self, name: str, shape: tuple[int, ...]) -> Tensor:

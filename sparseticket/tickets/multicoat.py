@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparseticket import ops
 from sparseticket.formats import check_density, kept_count
 from sparseticket.masks import PackedMask
 from sparseticket.nn import Plane, ScoreLayer
 
-from .engine import Strong, draw_scores, fan_out, select, setting
+from .engine import Strong, check_choice, draw_scores, fan_out, select, setting
 
 __all__ = ["Multicoat"]
 
@@ -37,13 +38,14 @@ class Multicoat(Strong):
     name: ClassVar[str] = "multicoat"
 
     density: float = setting(0.3, "fraction kept by the first coat, which holds the others")
-    scale: str = setting("density", "divide the weights' deviation by sqrt of the density, or none")
+    scale: Literal["none", "density"] = setting(
+        "density", "divide the weights' deviation by sqrt of the density"
+    )
     coats: str = setting("0.0788,0.0315", "kept fractions of the further coats, falling")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale == "dynamic":
-            raise ValueError("scale: got 'dynamic', accepted: none, density")
+        check_choice("scale", self.scale, ("none", "density"))
         if list(self.densities) != sorted(self.densities, reverse=True):
             raise ValueError(
                 f"coats: got {self.coats!r}, need fractions that fall from the density"
@@ -69,8 +71,8 @@ class Multicoat(Strong):
         return layer
 
     def value(self, layer: ScoreLayer) -> Tensor:
-        times = sum(mask.to_dense().to(layer.dtype) for mask in _coats(layer))
-        return layer.weight * times
+        coats = (ops.unpack_mask(words, layer.weight_shape) for words in layer.coat_words)
+        return layer.weight * sum(coat.to(layer.dtype) for coat in coats)
 
     def surrogate(self, layer: ScoreLayer) -> Tensor:
         return len(self.densities) * layer.scores.abs()

@@ -27,7 +27,16 @@ from sparseticket.formats import kept_count
 from sparseticket.masks import PackedMask
 from sparseticket.nn import Plane, ScoreLayer, SparseModule, Superposed
 
-from .engine import Strong, check_choice, check_number, draw_scores, fan_in, select, setting
+from .engine import (
+    Strong,
+    check_choice,
+    check_integer,
+    check_number,
+    draw_scores,
+    fan_in,
+    select,
+    setting,
+)
 
 __all__ = ["SupSup", "infer_task", "set_task", "superpose"]
 
@@ -59,13 +68,13 @@ class SupSup(Strong):
         check_choice("scale", self.scale, ("none", "dynamic"))
         check_choice("rule", self.rule, ("threshold", "topk"))
         check_number("factor", self.factor, 0)
-        check_number("task", self.task, 0)
-        check_number("tasks", self.tasks, 1)
+        check_integer("task", self.task, 0)
+        check_integer("tasks", self.tasks, 1)
         check_choice("inference", self.inference, ("one-shot", "binary"))
 
     def score_start(self, name: str, shape: tuple[int, ...]) -> Tensor:
         sigma = math.sqrt(1 / 3 / fan_in(shape))
-        return draw_scores(self.seed, name, shape, "uniform", sigma, draw=int(self.task))
+        return draw_scores(self.seed, name, shape, "uniform", sigma, draw=self.task)
 
     def surrogate(self, layer: ScoreLayer) -> Tensor:
         return layer.scores if self.rule == "threshold" else layer.scores.abs()

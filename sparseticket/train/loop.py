@@ -358,10 +358,7 @@ def _keep_masks(state: LoopState, config: Any) -> list[torch.utils.hooks.Removab
     if not any(isinstance(module, ScoreLayer) for module in model.modules()):
         scored = any(getattr(module, "form", None) == "scored" for module in model.modules())
         return [attach(model, optimizer)] if scored else []
-    return [
-        optimizer.register_step_pre_hook(lambda *_: config.before_step(model)),
-        optimizer.register_step_post_hook(lambda *_: config.after_step(model, state.step + 1)),
-    ]
+    return config.attach(model, optimizer, lambda: state.step)
 
 
 def _check_run(

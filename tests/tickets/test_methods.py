@@ -186,6 +186,53 @@ def test_gradients_are_straight_through(name):
         assert layer.weight.grad is None
 
 
+@pytest.mark.parametrize("name", LAYERED)
+def test_a_loop_of_ones_own(finished, name):
+    """config.attach, before_epoch and complete are all that a search adds to a plain loop."""
+    result = finished(name)
+    model, config, _ = converted(name)
+    settings = {"lr": 0.05, "weight_decay": 1e-4} | dict(config.recipe)
+    recipe = Recipe(epochs=3, **settings)
+    kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop}[recipe.optimizer]
+    more = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    scores = [p for p in model.parameters() if p.requires_grad]
+    optimizer = kind(scores, weight_decay=recipe.weight_decay, lr=recipe.lr, **more)
+    with pytest.raises(ValueError, match=r"use config\.attach\(model, optimizer\)"):
+        st.attach(model, optimizer)
+    config.attach(model, optimizer)
+    for epoch in range(3):
+        config.before_epoch(model, epoch, 3)
+        optimizer.param_groups[0]["lr"] = recipe.lr_at(epoch)
+        for x, y in batches():
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    config.complete(model)
+    assert st.Ticket.from_model(model, config=config).raw == result.ticket.raw
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_layers_compile_whole(name):
+    model, _, _ = converted(name)
+    layer, x = model.fc, torch.randn(5, 16, requires_grad=True)
+
+    def gradients(call):
+        y = call(x)
+        return y, torch.autograd.grad(y.square().sum(), [x, layer.scores])
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: layer(x), fullgraph=True, backend="aot_eager")
+    (y, grads), (y2, grads2) = gradients(layer), gradients(compiled)
+    for a, b in zip((y, *grads), (y2, *grads2), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_ranks_in_float32(name):
+    result = run(name, epochs=1, amp=True)
+    assert all(m.numel for m in result.ticket.masks.values())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_converted_models_copy_pickle_and_load(name):
     model, _, _ = converted(name)
