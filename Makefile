@@ -22,6 +22,7 @@ sanitize: $(VENV)/.installed-dev
 # Every kernel beside dense torch and others; rows go to bench/results.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.run
+	SPARSETICKET_ISA=avx2 $(BIN)/python -m bench.run --barred --threads 1
 
 # Every Triton configuration compiled for every GPU target, with its budgets; needs no GPU.
 cross: $(VENV)/.installed-dev

@@ -757,7 +757,15 @@ CASES: dict[str, list[Case]] = {
                 lambda b=b, d=d: _ticket_linear(_LARGE, b, d, keep="codes"),
                 8 * _BITS,
             )
-            for b, d in ((4, 0.5), (8, 0.5), (16, 0.5), (64, 0.5), (64, 0.05), (256, 0.5))
+            for b, d in (
+                (4, 0.5),
+                (8, 0.5),
+                (16, 0.5),
+                (16, 0.05),
+                (64, 0.5),
+                (64, 0.05),
+                (256, 0.5),
+            )
         ),
         *(
             Case(

@@ -18,6 +18,7 @@ import torch
 __all__ = ["Quantiles", "copy_bandwidth", "interleaved"]
 
 _SAMPLE_SECONDS = 0.002
+_PATIENCE = 4  # budgets that a busy machine gets until every contender has five clean samples
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,32 @@ class Quantiles:
     p20: float
     p50: float
     p80: float
-    samples: int
+    clean: int  # samples that nothing interrupted; 0: all were, and these are no measurement
 
 
 def interleaved(
     contenders: dict[str, Callable[[], object]], threads: int, budget: float
 ) -> dict[str, Quantiles]:
-    """Quantiles of every contender; ``budget``: seconds for all of them together."""
+    """Quantiles of every contender; ``budget``: seconds for all of them together, more where the
+    machine is busy."""
     loops = {name: _loops(call) for name, call in contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     kept: dict[str, list[float]] = {name: [] for name in contenders}
-    deadline = time.perf_counter() + budget
-    while time.perf_counter() < deadline or min(map(len, samples.values())) < 5:
+    start = time.perf_counter()
+
+    def enough() -> bool:
+        spent, least = time.perf_counter() - start, min(map(len, kept.values()))
+        return min(map(len, samples.values())) >= 5 and (
+            spent > budget if least >= 5 else spent > _PATIENCE * budget
+        )
+
+    while not enough():
         for name, call in contenders.items():
             seconds, clean = _sample(call, loops[name], threads)
             samples[name].append(seconds)
             if clean:
                 kept[name].append(seconds)
-    return {name: _quantiles(kept[name] or samples[name]) for name in contenders}
+    return {name: _quantiles(kept[name] or samples[name], len(kept[name])) for name in contenders}
 
 
 def _loops(call: Callable[[], object]) -> int:
@@ -67,9 +76,9 @@ def _sample(call: Callable[[], object], loops: int, threads: int) -> tuple[float
     return seconds, threads == 1 or not preempted
 
 
-def _quantiles(samples: list[float]) -> Quantiles:
+def _quantiles(samples: list[float], clean: int) -> Quantiles:
     p20, p50, p80 = np.quantile(samples, [0.2, 0.5, 0.8])
-    return Quantiles(float(p20), float(p50), float(p80), len(samples))
+    return Quantiles(float(p20), float(p50), float(p80), clean)
 
 
 def copy_bandwidth(threads: int) -> float:
