@@ -1,7 +1,7 @@
 """The training loop: searches for tickets, and the dense control that runs through the same code.
 
-Nothing here is needed to use the library: ``sparsify_``, ``attach`` and ``Ticket`` serve a loop of
-your own. The recipe is that of hidden-networks: cosine per epoch, lr(e) = lr/2 * (1 + cos(pi e/E)).
+Nothing here is needed to use the library: ``sparsify_``, ``PopupSGD`` and ``Ticket`` serve a loop
+of your own. The recipe is that of hidden-networks: cosine per epoch, lr(e) = lr/2 * (1 + cos(pi e/E)).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from ..io import Ticket
 from ..masks import PackedMask
-from ..nn import Report, SparseModule, attach, sparsify_
+from ..nn import Report, SparseModule, sparsify_, update_masks
+from ..optim import PopupAdamW, PopupSGD
 from ..prng import check_seed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .report import Progress, write_logs
@@ -56,7 +57,7 @@ class Recipe:
     """How to train: what is optimised is the caller's business."""
 
     epochs: int = option(30, "passes over the training data")
-    optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with momentum, or Adam")
+    optimizer: Literal["sgd", "adam"] = option("sgd", "SGD with momentum, or AdamW")
     lr: float = option(0.1, "learning rate at its highest")
     momentum: float = option(0.9, "of SGD")
     weight_decay: float = option(1e-4, "on the scores (or weights, in a dense control)")
@@ -184,9 +185,17 @@ def search(
         amp=amp,
         select=select,
     )
-    _check_run(val_loader, recipe, device, seed, checkpoint_every)  # before the model changes
+    # All of it before the model changes.
+    val_loader = _check_run(val_loader, recipe, device, seed, checkpoint_every)
     _check_converted(model, config)
-    report = None if masks_of(model) else sparsify_(model, config)
+    folder = Path(out) if out is not None else None
+    dense = not masks_of(model)
+    if dense and folder is not None and resume and (folder / "checkpoint.pt").exists():
+        trial = copy.deepcopy(model)
+        sparsify_(trial, config)
+        description = _description(trial, train_loader, recipe, config, extra, seed)
+        load_checkpoint(folder / "checkpoint.pt", description)
+    report = sparsify_(model, config) if dense else None
     result = _fit(
         model,
         train_loader,
@@ -196,7 +205,7 @@ def search(
         extra=extra,
         device=device,
         seed=seed,
-        out=out,
+        folder=folder,
         resume=resume,
         checkpoint_every=checkpoint_every,
         callbacks=callbacks,
@@ -222,13 +231,13 @@ def train_dense(
     return _fit(
         model,
         train_loader,
-        val_loader,
+        _check_run(val_loader, recipe, device, seed),
         recipe,
         describes=None,
         extra=None,
         device=device,
         seed=seed,
-        out=out,
+        folder=Path(out) if out is not None else None,
         resume=True,
         checkpoint_every=1,
         callbacks=callbacks,
@@ -302,7 +311,7 @@ def _fit(
     extra: Mapping[str, Any] | None,
     device: str | torch.device,
     seed: int,
-    out: str | os.PathLike[str] | None,
+    folder: Path | None,
     resume: bool,
     checkpoint_every: int,
     callbacks: Sequence[Callback],
@@ -310,18 +319,16 @@ def _fit(
 ) -> TrainResult:
     """Train whatever requires a gradient; the one loop behind every public function here."""
     start = time.perf_counter()
-    val_loader = _check_run(val_loader, recipe, device, seed, checkpoint_every)
     model.to(device)
     state = LoopState(model, _optimizer(model, recipe), recipe)
-    folder = Path(out) if out is not None else None
     description = _description(model, train_loader, recipe, describes, extra, seed)
     with _own_generators(device, seed), contextlib.ExitStack() as stack:
-        if masks_of(model):
-            stack.callback(attach(model, state.optimizer).remove)
+        update_masks(model)  # callers may have written the scores since the conversion
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if resume and (folder / "checkpoint.pt").exists():
                 _restore(state, load_checkpoint(folder / "checkpoint.pt", description), device)
+            write_logs(folder, state.history)  # there also after no epoch
         bar = stack.enter_context(Progress(progress, recipe.epochs, done=state.epoch))
         while state.epoch < recipe.epochs:
             row = _run_epoch(state, train_loader, val_loader, device, callbacks)
@@ -347,7 +354,7 @@ def _check_run(
     recipe: Recipe,
     device: str | torch.device,
     seed: int,
-    checkpoint_every: int,
+    checkpoint_every: int = 1,
 ) -> Batches | None:
     """The loader as ``validation`` gives it; ValueError for what no run can start with."""
     check_seed(seed)
@@ -398,7 +405,7 @@ def _run_epoch(
             logits = model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
         loss.backward()
-        state.optimizer.step()  # the attached hook updates the masks
+        state.optimizer.step()  # of scores: with their masks
         state.step += 1
         state.loss = loss.detach()
         loss_sum += state.loss.double() * len(y)
@@ -433,11 +440,12 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("model: no parameter requires a gradient; there is nothing to train")
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    sparse = bool(masks_of(model))
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+        return PopupAdamW(model, **settings) if sparse else torch.optim.AdamW(trained, **settings)
+    settings["momentum"] = recipe.momentum
+    return PopupSGD(model, **settings) if sparse else torch.optim.SGD(trained, **settings)
 
 
 def _autocast(device: str | torch.device, amp: bool) -> torch.autocast:
