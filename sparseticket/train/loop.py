@@ -1,7 +1,8 @@
 """The training loop: searches for tickets, and the dense control that runs through the same code.
 
 Nothing here is needed to use the library: ``sparsify_``, ``PopupSGD`` and ``Ticket`` serve a loop
-of your own. The recipe is that of hidden-networks: cosine per epoch, lr(e) = lr/2 * (1 + cos(pi e/E)).
+of your own. The recipe is that of hidden-networks: cosine per epoch,
+lr(e) = lr/2 * (1 + cos(pi e/E)).
 """
 
 from __future__ import annotations
