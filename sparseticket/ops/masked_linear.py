@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,20 @@ __all__ = [
 ]
 
 # The static table, from the crossover rows of bench/results. Batch rows up to which decoding in the
-# kernel beats dense at any density.
-FUSED_ROWS = {torch.float32: 8, torch.bfloat16: 4}
+# kernel beats writing W*mask first at any density.
+FUSED_ROWS = {torch.float32: 8, torch.bfloat16: 8}
 # Beyond them, the density up to which walking over the live weights does, from how many rows on:
 # of x @ W^T and of x @ W.
 LIVE_DENSITY = {torch.float32: (0.5, 0.3), torch.bfloat16: (0.1, -1.0)}
-LIVE_ROWS = {torch.float32: 9, torch.bfloat16: 64}
+LIVE_ROWS = {torch.float32: 9, torch.bfloat16: 9}
 # Fewer rows than a panel holds pay for all of it: the density is at most this part of that then.
 FEW_ROWS, FEW_PART = 32, 0.4
 # And the rows up to which the fused kernel still beats dense at higher densities, where vectors and
 # registers are wide enough.
-WIDE_ROWS = {("avx512", torch.float32): 64}
+WIDE_ROWS = {("avx512", torch.float32): 128}
+# W*mask of up to this size is written where the thread's last one was.
+SCRATCH_BYTES = 2**28
+_SCRATCH = threading.local()
 
 
 def check_linear(op, x, rows, k, words, bias, transposed=False):
@@ -129,7 +133,7 @@ def masked_linear_cpu(x, weight, words, bias=None, transposed=False):
     """The op's body for checked arguments."""
     kernel, _, _ = _kernel(x, weight, words, transposed)
     if kernel == "materialised":
-        masked = apply_mask(weight, words)
+        masked = _masked_in_scratch(weight, words)
         return F.linear(x, masked.t() if transposed else masked, bias)
     w, m = cap(weight.contiguous()), cap(words.contiguous())
     if kernel == "fused":
@@ -142,6 +146,20 @@ def masked_linear_cpu(x, weight, words, bias=None, transposed=False):
             C.masked_linear_live(x, w, m, b, y, transposed, nthreads())
 
     return fused_linear(run, x, weight.shape[1 if transposed else 0], bias)
+
+
+def _masked_in_scratch(weight, words):
+    """W*mask, valid until this thread's next call: fresh pages from the system would cost more
+    than the write."""
+    if weight.dtype not in LIVE_DENSITY or weight.nbytes > SCRATCH_BYTES:
+        return apply_mask(weight, words)
+    held = getattr(_SCRATCH, "held", None)
+    if held is None or held.numel() < weight.nbytes:
+        held = _SCRATCH.held = torch.empty(weight.nbytes, dtype=torch.uint8)
+    out = held[: weight.nbytes].view(weight.dtype).view(weight.shape)
+    weight, words = weight.contiguous(), words.contiguous()
+    C.apply_mask(cap(weight), cap(words), cap(out), *weight.shape, 1, nthreads())
+    return out
 
 
 def _meta(x, weight, words, bias=None, dense_grad=False, transposed=False):

@@ -1,7 +1,8 @@
 """The training loop: searches for tickets, and the dense control that runs through the same code.
 
-Nothing here is needed to use the library: ``sparsify_``, ``attach`` and ``Ticket`` serve a loop of
-your own. The recipe is that of hidden-networks: cosine per epoch, lr(e) = lr/2 * (1 + cos(pi e/E)).
+Nothing here is needed to use the library: ``sparsify_``, ``PopupSGD`` and ``Ticket`` serve a loop
+of your own. The recipe is that of hidden-networks: cosine per epoch,
+lr(e) = lr/2 * (1 + cos(pi e/E)).
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ from torch.nn import functional as F
 
 from ..io import Ticket
 from ..masks import PackedMask
-from ..nn import Report, ScoreLayer, SparseModule, Superposed, attach, sparsify_, tickets_
+from ..nn import (
+    Report,
+    ScoreLayer,
+    SparseModule,
+    Superposed,
+    attach,
+    sparsify_,
+    tickets_,
+    update_masks,
+)
+from ..optim import PopupAdamW, PopupSGD
 from ..prng import check_seed
 from .checkpoint import load_checkpoint, save_checkpoint
 from .report import Progress, write_logs
@@ -56,8 +67,8 @@ class Recipe:
     """How to train: what is optimised is the caller's business."""
 
     epochs: int = option(30, "passes over the training data")
-    optimizer: Literal["sgd", "adam", "rmsprop"] = option(
-        "sgd", "SGD with momentum, Adam, or RMSProp"
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = option(
+        "sgd", "SGD with momentum, Adam, AdamW, or RMSProp"
     )
     lr: float = option(0.1, "learning rate at its highest")
     momentum: float = option(0.9, "of SGD")
@@ -73,7 +84,10 @@ class Recipe:
     def __post_init__(self) -> None:
         accepted = {
             "epochs": (self.epochs >= 0, "at least 0"),
-            "optimizer": (self.optimizer in ("sgd", "adam", "rmsprop"), "sgd, adam or rmsprop"),
+            "optimizer": (
+                self.optimizer in ("sgd", "adam", "adamw", "rmsprop"),
+                "sgd, adam, adamw or rmsprop",
+            ),
             "lr": (0 <= self.lr < math.inf, "a finite number, at least 0"),
             "momentum": (0 <= self.momentum < 1, "a number in [0, 1)"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "a finite number, at least 0"),
@@ -186,11 +200,17 @@ def search(
         amp=amp,
         select=select,
     )
-    _check_run(val_loader, recipe, device, seed, checkpoint_every)  # before the model changes
+    # All of it before the model changes.
+    val_loader = _check_run(val_loader, recipe, device, seed, checkpoint_every)
     _check_converted(model, config)
-    if adapt := getattr(config, "adapt", None):
-        adapt(model)
-    report = None if masks_of(model) else sparsify_(model, config)
+    folder = Path(out) if out is not None else None
+    stored = folder is not None and resume and (folder / "checkpoint.pt").exists()
+    if stored and not masks_of(model):
+        trial = copy.deepcopy(model)
+        _convert(trial, config)
+        description = _description(trial, train_loader, recipe, config, extra, seed)
+        load_checkpoint(folder / "checkpoint.pt", description)
+    report = _convert(model, config)
     result = _fit(
         model,
         train_loader,
@@ -200,7 +220,7 @@ def search(
         extra=extra,
         device=device,
         seed=seed,
-        out=out,
+        folder=folder,
         resume=resume,
         checkpoint_every=checkpoint_every,
         callbacks=callbacks,
@@ -229,13 +249,13 @@ def train_dense(
     return _fit(
         model,
         train_loader,
-        val_loader,
+        _check_run(val_loader, recipe, device, seed),
         recipe,
         describes=None,
         extra=None,
         device=device,
         seed=seed,
-        out=out,
+        folder=Path(out) if out is not None else None,
         resume=True,
         checkpoint_every=1,
         callbacks=callbacks,
@@ -309,7 +329,7 @@ def _fit(
     extra: Mapping[str, Any] | None,
     device: str | torch.device,
     seed: int,
-    out: str | os.PathLike[str] | None,
+    folder: Path | None,
     resume: bool,
     checkpoint_every: int,
     callbacks: Sequence[Callback],
@@ -317,10 +337,8 @@ def _fit(
 ) -> TrainResult:
     """Train whatever requires a gradient; the one loop behind every public function here."""
     start = time.perf_counter()
-    val_loader = _check_run(val_loader, recipe, device, seed, checkpoint_every)
     model.to(device)
     state = LoopState(model, _optimizer(model, recipe), recipe)
-    folder = Path(out) if out is not None else None
     description = _description(model, train_loader, recipe, describes, extra, seed)
     with _own_generators(device, seed), contextlib.ExitStack() as stack:
         for hook in _keep_masks(state, describes):
@@ -329,6 +347,7 @@ def _fit(
             folder.mkdir(parents=True, exist_ok=True)
             if resume and (folder / "checkpoint.pt").exists():
                 _restore(state, load_checkpoint(folder / "checkpoint.pt", description), device)
+            write_logs(folder, state.history)  # there also after no epoch
         bar = stack.enter_context(Progress(progress, recipe.epochs, done=state.epoch))
         before_epoch = getattr(describes, "before_epoch", None)
         while state.epoch < recipe.epochs:
@@ -355,6 +374,9 @@ def _fit(
 def _keep_masks(state: LoopState, config: Any) -> list[torch.utils.hooks.RemovableHandle]:
     """Have every optimizer step followed by new masks: the config's own, or edge-popup's."""
     model, optimizer = state.model, state.optimizer
+    if isinstance(optimizer, PopupSGD | PopupAdamW):
+        update_masks(model)  # callers may have written the scores since the conversion
+        return []
     if not any(isinstance(module, ScoreLayer) for module in model.modules()):
         scored = any(getattr(module, "form", None) == "scored" for module in model.modules())
         return [attach(model, optimizer)] if scored else []
@@ -366,7 +388,7 @@ def _check_run(
     recipe: Recipe,
     device: str | torch.device,
     seed: int,
-    checkpoint_every: int,
+    checkpoint_every: int = 1,
 ) -> Batches | None:
     """The loader as ``validation`` gives it; ValueError for what no run can start with."""
     check_seed(seed)
@@ -374,6 +396,13 @@ def _check_run(
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every: got {checkpoint_every}, need at least 1")
     return validation(val_loader, recipe)
+
+
+def _convert(model: nn.Module, config: Any) -> Report | None:
+    """The model made ready for ``config``, in place; None if its layers are sparse already."""
+    if adapt := getattr(config, "adapt", None):
+        adapt(model)
+    return None if masks_of(model) else sparsify_(model, config)
 
 
 def _check_converted(model: nn.Module, config: Any) -> None:
@@ -424,7 +453,7 @@ def _run_epoch(
             logits = model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=recipe.label_smoothing)
         loss.backward()
-        state.optimizer.step()  # the attached hook updates the masks
+        state.optimizer.step()  # of scores: with their masks
         state.step += 1
         state.loss = loss.detach()
         loss_sum += state.loss.double() * len(y)
@@ -459,13 +488,23 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError("model: no parameter requires a gradient; there is nothing to train")
+    settings = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(trained, **settings)
     if recipe.optimizer == "rmsprop":
-        return torch.optim.RMSprop(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+        return torch.optim.RMSprop(trained, **settings)
+    fused = _selects_while_stepping(model)
+    if recipe.optimizer == "adamw":
+        return PopupAdamW(model, **settings) if fused else torch.optim.AdamW(trained, **settings)
+    settings["momentum"] = recipe.momentum
+    return PopupSGD(model, **settings) if fused else torch.optim.SGD(trained, **settings)
+
+
+def _selects_while_stepping(model: nn.Module) -> bool:
+    """Whether the popup optimizers serve all sparse layers of this model."""
+    modules = list(model.modules())
+    scored = any(getattr(module, "form", None) == "scored" for module in modules)
+    return scored and not any(isinstance(module, ScoreLayer) for module in modules)
 
 
 def _autocast(device: str | torch.device, amp: bool) -> torch.autocast:

@@ -59,10 +59,22 @@ class Progress:
                 print(f"{self.label}: epoch {row['epoch']}/{self.epochs}: {text}", file=sys.stderr)
 
 
+LOG_COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "mask_change",
+    "seconds",
+)
+
+
 def write_logs(folder: Path, history: Sequence[Row]) -> None:
     """log.csv and log.jsonl, whole: a resumed run leaves no doubled rows."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=LOG_COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_text(folder / "log.csv", text.getvalue())

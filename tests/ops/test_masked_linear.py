@@ -260,3 +260,15 @@ def test_errors():
             meta = [a.to("meta") for a in args]
             with pytest.raises(error, match="masked_linear: " + text):
                 ops.masked_linear(*meta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scratch_of_one_call_does_not_show_in_the_next(dtype):
+    """W*mask is written where the thread's last one was, larger or smaller."""
+    x = torch.randn(200, 63).to(dtype)
+    for rows in (100, 17, 100):
+        weight, mask = torch.randn(rows, 63).to(dtype), torch.rand(rows, 63) < 0.9
+        words = ops.pack_mask(mask)
+        assert ops.explain_op("masked_linear", x, weight, words).kernel == "materialised"
+        y = ops.masked_linear(x, weight, words)
+        assert torch.equal(y, torch.nn.functional.linear(x, weight * mask))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import json
@@ -178,6 +179,39 @@ def test_logs_hold_every_epoch(tmp_path):
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.history
     assert all(0 < row["mask_change"] < 1 for row in result.history)
+
+
+def test_no_epoch_leaves_logs_without_rows(tmp_path):
+    run(out=tmp_path, epochs=0)
+    run(out=tmp_path / "one", epochs=1)
+    header = (tmp_path / "one" / "log.csv").read_text().splitlines()[0]
+    assert (tmp_path / "log.csv").read_text() == header + "\n"
+    assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_a_refused_checkpoint_leaves_the_model_dense(tmp_path):
+    run(out=tmp_path, epochs=1)
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="belongs to another run"):
+        run(model, st.EdgePopup(density=0.25), out=tmp_path, epochs=1)
+    assert type(model[1]) is nn.Linear and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    run(model, st.EdgePopup(density=0.25), out=tmp_path, epochs=1, resume=False)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_scores_are_trained_by_the_fused_optimizers(optimizer):
+    seen = []
+
+    class Look(Callback):
+        def on_epoch_end(self, state) -> None:
+            seen.append(type(state.optimizer))
+
+    model = run(epochs=1, optimizer=optimizer, callbacks=[Look()]).model
+    assert seen == [st.PopupSGD if optimizer == "sgd" else st.PopupAdamW]
+    # Its scores get their own gradients again, in a loop of the caller's.
+    assert all(m._raw_grad_for is None for m in model if isinstance(m, st.SparseLinear))
 
 
 def test_learning_rates_of_the_recipe():
