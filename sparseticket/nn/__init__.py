@@ -3,6 +3,7 @@
 from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
 from .conv2d import SparseConv2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
+from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
 from .recipe import WeightRecipe
 
@@ -18,6 +19,7 @@ __all__ = [
     "attach",
     "densify_",
     "explain",
+    "fuse_batchnorm_",
     "reselect",
     "selections",
     "sparsify_",
