@@ -23,13 +23,13 @@ class _Tracer(fx.Tracer):
 
 @torch.no_grad()
 def fuse_batchnorm_(model: nn.Module) -> list[str]:
-    """Fold every ``nn.BatchNorm2d`` that follows a convolution into its weights and bias, in place.
+    """Fold every ``nn.BatchNorm2d`` after a convolution into its weights and bias, in place.
 
-    Takes ``nn.Conv2d``, and ``SparseConv2d`` in form ``masked`` or ``compressed``, whose masks stay;
-    the norms become ``nn.Identity`` and their names are returned. Left alone: convolutions and
-    norms that run more than once, whose output or parameters others use too, that carry hooks, and
-    norms without running statistics. For inference on CPU or GPU: ValueError unless the model is in
-    eval mode, and where ``torch.fx`` cannot follow its forward.
+    Takes ``nn.Conv2d``, and ``SparseConv2d`` in form ``masked`` or ``compressed``, whose masks
+    stay; the norms become ``nn.Identity`` and their names are returned. Left alone: convolutions
+    and norms that run more than once, whose output or parameters others use too, that carry hooks,
+    and norms without running statistics. For inference: ValueError unless the model is in eval
+    mode, and where ``torch.fx`` cannot follow its forward.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse_batchnorm_: model: got {type(model).__name__}, need an nn.Module")
