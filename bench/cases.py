@@ -582,8 +582,8 @@ def _conv_pattern(shape, flip):
 
 
 def _inference(name, in_shape, density, folded):
-    """A whole network at batch 1, every convolution compressed; ``folded``: with the batch norms in
-    the convolutions, the dense ones too."""
+    """A whole network at batch 1, every layer compressed; ``folded``: with the batch norms in the
+    convolutions, the dense ones too."""
     torch.manual_seed(0)
     dense = build_model(name, in_shape=in_shape, num_classes=1000).eval()
     sparse = copy.deepcopy(dense)
@@ -612,13 +612,11 @@ def _sparse_training(name, in_shape, batch, density):
 
 @dataclass(frozen=True)
 class _Compressed:
-    """Every convolution at one density, by magnitude."""
+    """Every convolution and linear layer at one density, by magnitude."""
 
     density: float
 
     def plan(self, name, module):
-        if not isinstance(module, torch.nn.Conv2d):
-            return None
         return {"density": self.density, "form": "compressed"}
 
 
