@@ -581,13 +581,16 @@ def _conv_pattern(shape, flip):
     }
 
 
-def _resnet50_inference(density):
-    """The whole network at batch 1, every convolution compressed."""
+def _inference(name, in_shape, density, folded):
+    """A whole network at batch 1, every layer compressed; ``folded``: with the batch norms in the
+    convolutions, the dense ones too."""
     torch.manual_seed(0)
-    models = [build_model("resnet50", in_shape=(3, 224, 224), num_classes=1000) for _ in range(2)]
-    dense, sparse = (model.eval() for model in models)
+    dense = build_model(name, in_shape=in_shape, num_classes=1000).eval()
+    sparse = copy.deepcopy(dense)
     st.sparsify_(sparse, _Compressed(density))
-    x = torch.randn(1, 3, 224, 224)
+    for model in (dense, sparse) if folded else ():
+        st.fuse_batchnorm_(model)
+    x = torch.randn(1, *in_shape)
     last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
     x_last = x.contiguous(memory_format=torch.channels_last)
     return {
@@ -597,15 +600,23 @@ def _resnet50_inference(density):
     }
 
 
+def _sparse_training(name, in_shape, batch, density):
+    """Step times of a whole network trained under a fixed mask, SGD with momentum."""
+    torch.manual_seed(0)
+    dense = build_model(name, in_shape=in_shape, num_classes=10)
+    sparse = copy.deepcopy(dense)
+    st.sparsify_(sparse, _Compressed(density))
+    x, y = torch.randn(batch, *in_shape), torch.randint(0, 10, (batch,))
+    return {"dense": _trainer(dense, x, y), "ours": _trainer(sparse, x, y)}
+
+
 @dataclass(frozen=True)
 class _Compressed:
-    """Every convolution at one density, by magnitude."""
+    """Every convolution and linear layer at one density, by magnitude."""
 
     density: float
 
     def plan(self, name, module):
-        if not isinstance(module, torch.nn.Conv2d):
-            return None
         return {"density": self.density, "form": "compressed"}
 
 
@@ -636,6 +647,19 @@ def _popup_conv(shape, size, batch, density):
     }
 
 
+def _trainer(model, x, y, update=lambda model: None):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        update(model)
+
+    return step
+
+
 def _search_step(model_name, in_shape, batch):
     """A whole training step through the modules, exact top-k every step, SGD with momentum."""
     torch.manual_seed(0)
@@ -644,19 +668,7 @@ def _search_step(model_name, in_shape, batch):
     st.sparsify_(popup, st.EdgePopup(density=0.5))
     x, y = torch.randn(batch, *in_shape), torch.randint(0, 10, (batch,))
 
-    def trainer(model, update):
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
-
-        def step():
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            update(model)
-
-        return step
-
-    return {"dense": trainer(dense, lambda m: None), "ours": trainer(popup, st.update_masks)}
+    return {"dense": _trainer(dense, x, y), "ours": _trainer(popup, x, y, st.update_masks)}
 
 
 _SQUARE, _FC, _LARGE = (2048, 2048), (512, 4608), (4096, 4096)
@@ -667,6 +679,10 @@ _CONVS = (((64, 64, 3, 3), 56), ((256, 256, 3, 3), 14), ((512, 512, 3, 3), 7))
 
 
 _RESNET_3X3 = (((64, 64, 3, 3), 56), ((128, 128, 3, 3), 28), *_CONVS[1:])
+_NETWORKS = (
+    ("ResNet-18 CIFAR", "cresnet18", (3, 32, 32), 11.2e6),
+    ("ResNet-50", "resnet50", (3, 224, 224), 25.5e6),
+)
 _RESNET_1X1 = (((64, 256, 1, 1), 56), ((256, 64, 1, 1), 56))
 
 
@@ -912,11 +928,18 @@ CASES: dict[str, list[Case]] = {
         ),
         *(
             Case(
-                f"ResNet-50 inference batch 1 keep {d}",
-                lambda d=d: _resnet50_inference(d),
-                round(8 * 25.5e6 * d),
+                f"{label} inference batch 1 keep {d}{', folded' if folded else ''}",
+                lambda d=d, f=folded, name=name, shape=shape: _inference(name, shape, d, f),
+                round(8 * weights * d),
             )
+            for label, name, shape, weights in _NETWORKS
+            for folded in (False, True)
             for d in (0.1, 0.05)
+        ),
+        Case(
+            "ResNet-18 CIFAR whole step batch 128 keep 0.05",
+            lambda: _sparse_training("cresnet18", (3, 32, 32), 128, 0.05),
+            round(24 * 11.2e6 * 0.05),
         ),
     ],
     "sparse_conv2d_dw": [

@@ -19,6 +19,7 @@ _EXPORTS = {
         "attach",
         "densify_",
         "explain",
+        "fuse_batchnorm_",
         "sparsify_",
         "to_form_",
         "update_masks",

@@ -39,6 +39,8 @@ inline void pad_row(const float* ST_RESTRICT from, float* ST_RESTRICT to, int64_
   for (int64_t j = 0; j < lo; ++j) to[j] = 0.0f;
   if (stride == 1)
     std::memcpy(to + lo, from + lo + first, static_cast<size_t>(hi - lo) * sizeof(float));
+  else if (stride == 2)  // a known stride becomes shuffles
+    for (int64_t j = lo; j < hi; ++j) to[j] = from[2 * j + first];
   else
     for (int64_t j = lo; j < hi; ++j) to[j] = from[j * stride + first];
   for (int64_t j = hi; j < columns; ++j) to[j] = 0.0f;

@@ -4,6 +4,7 @@ from ._sparse import Options, Selection, SparseModule, attach, reselect, selecti
 from .conv2d import SparseConv2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
 from .frozen import FrozenPattern
+from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
 from .recipe import WeightRecipe
 from .score_layer import ScoreConv2d, ScoreLayer, ScoreLinear, WeightRule, tickets_
@@ -30,6 +31,7 @@ __all__ = [
     "attach",
     "densify_",
     "explain",
+    "fuse_batchnorm_",
     "reselect",
     "selections",
     "sparsify_",

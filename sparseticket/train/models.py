@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import fx, nn
 
 __all__ = ["MODELS", "build_model"]
 
@@ -99,6 +100,23 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Module | None:
     return nn.Sequential(*_conv_bn(channels, out, 1, stride))
 
 
+@fx.wrap
+def _pool3x3(x: torch.Tensor) -> torch.Tensor:
+    """3x3 max-pool of stride 2, padding 1. torch's takes six times as long as rows, then columns,
+    on a CPU for contiguous images; gradients are left to it, for it has a rule for ties."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if x.requires_grad or x.device.type != "cpu" or last:
+        return F.max_pool2d(x, 3, 2, 1)
+    x = F.pad(x, (1, 1, 1, 1), value=float("-inf"))
+    x = torch.maximum(torch.maximum(x[..., :-2:2, :], x[..., 1:-1:2, :]), x[..., 2::2, :])
+    return torch.maximum(torch.maximum(x[..., :-2:2], x[..., 1:-1:2]), x[..., 2::2])
+
+
+class _StemPool(nn.MaxPool2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _pool3x3(x)
+
+
 class _BasicBlock(nn.Module):
     """3x3, 3x3; ``[N, channels, H, W]`` to ``[N, width, H/stride, W/stride]``."""
 
@@ -106,13 +124,14 @@ class _BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _conv_bn(channels, width, 3, stride)
         self.conv2, self.bn2 = _conv_bn(width, width, 3)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels, width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
 
 
 class _Bottleneck(nn.Module):
@@ -123,14 +142,15 @@ class _Bottleneck(nn.Module):
         self.conv1, self.bn1 = _conv_bn(channels, widen * width, 1)
         self.conv2, self.bn2 = _conv_bn(widen * width, widen * width, 3, stride)
         self.conv3, self.bn3 = _conv_bn(widen * width, 4 * width, 1)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(channels, 4 * width, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y += x if self.downsample is None else self.downsample(x)
+        return self.relu(y)
 
 
 class _ResNet(nn.Module):
@@ -150,8 +170,8 @@ class _ResNet(nn.Module):
         super().__init__()
         stem = (7, 2) if image_stem else (3, 1)
         self.conv1, self.bn1 = _conv_bn(in_shape[0], width, *stem)
-        self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if image_stem else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = _StemPool(3, stride=2, padding=1) if image_stem else nn.Identity()
         block = _BasicBlock if widen is None else partial(_Bottleneck, widen=widen)
         expansion = 1 if widen is None else 4
         channels = width

@@ -133,3 +133,13 @@ def test_bad_arguments():
         build_model("mlp", in_shape=(8, 8), num_classes=10)
     with pytest.raises(ValueError, match="num_classes"):
         build_model("mlp", in_shape=(1, 8, 8), num_classes=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 8), (16, 9)])
+def test_stem_pool_is_torchs(size):
+    pool = build_model("resnet18", in_shape=(3, 32, 32), num_classes=10).maxpool
+    x = torch.randn(2, 5, *size)
+    expected = torch.nn.functional.max_pool2d(x, 3, 2, 1)
+    assert torch.equal(pool(x), expected)
+    assert torch.equal(pool(x.contiguous(memory_format=torch.channels_last)), expected)
+    assert torch.equal(pool(x.requires_grad_()), expected)
