@@ -55,6 +55,13 @@ def patterns(shape: Sequence[int], names: str = "half sparse none all rows") -> 
         yield name, mask, pack_mask(mask)
 
 
+def live(rows: int, k: int, density: float) -> tuple[torch.Tensor, int]:
+    """Words of a random mask ``[rows, k]`` of about that density, and its number of ones."""
+    torch.manual_seed(0)
+    mask = torch.rand(rows, k) < density
+    return pack_mask(mask), int(mask.sum())
+
+
 def signed(words: Sequence[int]) -> torch.Tensor:
     """int32 tensor of unsigned 32-bit words."""
     return torch.tensor([w - 2**32 if w >= 2**31 else w for w in words], dtype=torch.int32)

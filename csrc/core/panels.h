@@ -9,6 +9,7 @@ namespace st {
 namespace {
 
 constexpr int64_t kPanel = 64;
+constexpr int64_t kAheadFeatures = 48;  // prefetched: sixteen rows are too many for the hardware
 
 #if defined(__AVX512F__)
 inline void store(Vec a, bf16* p) {  // rounds to nearest even
@@ -143,6 +144,7 @@ inline void pack_panel(const T* ST_RESTRICT x, int64_t by_sample, int64_t by_fea
       Vec m[16];
       for (int64_t i = 0; i < 16; ++i) {
         const T* const p = from + i * by_sample + k;
+        if (i < n) __builtin_prefetch(p + kAheadFeatures);
         m[i] = i >= n ? zero() : features == 16 ? load(p) : load_first(p, features);
       }
       transpose16(m);
@@ -169,7 +171,10 @@ inline void unpack_panel(const float* ST_RESTRICT panel, int64_t vectors, int64_
       Vec m[16];
       for (int64_t i = 0; i < 16; ++i) m[i] = i < features ? load(from + (r + i) * width) : zero();
       transpose16(m);
-      for (int64_t i = 0; i < n; ++i) store_part(m[i], to + i * by_sample + r, features);
+      for (int64_t i = 0; i < n; ++i) {
+        __builtin_prefetch(to + i * by_sample + r + kAheadFeatures, 1);
+        store_part(m[i], to + i * by_sample + r, features);
+      }
     }
   }
 }

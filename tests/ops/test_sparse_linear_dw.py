@@ -32,26 +32,20 @@ def test_forward_and_backward(path, isa, dtype):
 
 
 def test_batch_inner_inputs(isa, path):
-    torch.manual_seed(0)
-    mask = torch.rand(30, 90) < 0.3
-    words, kept = ops.pack_mask(mask), int(mask.sum())
+    words, kept = oracle.live(30, 90, 0.3)
     x = torch.randn(2, 90, 32).mT
     for grad in (torch.randn(2, 30, 32).mT, torch.randn(2, 32, 30)):
         oracle.compare(*_pair(words, kept), [grad, x], [0, 1])
 
 
 def test_gradcheck(path):
-    torch.manual_seed(0)
-    mask = torch.rand(5, 7) < 0.5
-    words, kept = ops.pack_mask(mask), int(mask.sum())
+    words, kept = oracle.live(5, 7, 0.5)
     inputs = [oracle.leaf(torch.randn(4, n, dtype=torch.float64)) for n in (5, 7)]
     assert torch.autograd.gradgradcheck(_pair(words, kept)[0], inputs)
 
 
 def test_opcheck_and_compiled():
-    torch.manual_seed(0)
-    mask = torch.rand(5, 70) < 0.3
-    words, kept = ops.pack_mask(mask), int(mask.sum())
+    words, kept = oracle.live(5, 70, 0.3)
     inputs = [torch.randn(20, 5), torch.randn(20, 70)]
     leaves = [oracle.leaf(t) for t in inputs]
     torch.library.opcheck(ops.sparse_linear_dw, (*leaves, words, kept))

@@ -32,18 +32,14 @@ def test_forward_and_backward(path, isa, dtype):
 
 
 def test_gradcheck(path):
-    torch.manual_seed(0)
-    mask = torch.rand(5, 7) < 0.5
-    words = ops.pack_mask(mask)
-    inputs = [torch.randn(4, 5, dtype=torch.float64), torch.randn(int(mask.sum())).double()]
+    words, kept = oracle.live(5, 7, 0.5)
+    inputs = [torch.randn(4, 5, dtype=torch.float64), torch.randn(kept).double()]
     inputs = [oracle.leaf(t) for t in inputs]
     assert torch.autograd.gradgradcheck(_pair(words, 7)[0], inputs)
 
 
 def test_opcheck_and_compiled():
-    torch.manual_seed(0)
-    mask = torch.rand(5, 70) < 0.3
-    words, kept = ops.pack_mask(mask), int(mask.sum())
+    words, kept = oracle.live(5, 70, 0.3)
     inputs = [torch.randn(20, 5), torch.randn(kept)]
     leaves = [oracle.leaf(t) for t in inputs]
     torch.library.opcheck(ops.sparse_linear_dx, (*leaves, words, 70))
