@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 import sparseticket as st
+from bench.peers import sparseprop_linear
 from sparseticket import ops
 from sparseticket.train.models import build_model
 
@@ -403,20 +404,29 @@ def _sparse_linear(shape, batch, density, dtype=torch.float32, resident=False, m
     contenders = {"dense": lambda: F.linear(x, weight), "ours": by_module if module else by_op}
     if dtype == torch.float32:
         contenders["torch CSR"] = lambda: csr @ xt
+        for name, layer in sparseprop_linear(csr.to_dense()).items():
+            contenders[name] = _without_grad(lambda layer=layer: layer(x))
     return contenders
 
 
 def _sparse_step(shape, batch, density):
     """Forward, input gradient and weight gradient, through the modules."""
-    dense, sparse, _ = _compressed(shape, density)
+    dense, sparse, csr = _compressed(shape, density)
     x, grad = torch.randn(batch, shape[1], requires_grad=True), torch.randn(batch, shape[0])
 
-    def step(module):
+    def step(layer, parameters=()):
         x.grad = None
-        module.zero_grad()
-        module(x).backward(grad)
+        for p in parameters:
+            p.grad = None
+        layer(x).backward(grad)
 
-    return {"dense": lambda: step(dense), "ours": lambda: step(sparse)}
+    contenders = {
+        "dense": lambda: step(dense, dense.parameters()),
+        "ours": lambda: step(sparse, sparse.parameters()),
+    }
+    for name, layer in sparseprop_linear(csr.to_dense()).items():
+        contenders[name] = lambda layer=layer: step(layer, layer.parameters())
+    return contenders
 
 
 def _sparse_backward(shape, batch, density, which):
