@@ -199,7 +199,9 @@ class Ticket:
         if has_hooks(module):
             raise TicketError(f"{name}: it carries hooks, which would be lost; remove them first")
         if "planes" in entry:
-            return self._superposed(name, module)
+            return self._superposed(
+                name, module.to_dense() if isinstance(module, SparseModule) else module
+            )
         try:
             new = _SPARSE[entry["kind"]].from_dense(
                 module.to_dense() if isinstance(module, SparseModule) else module,

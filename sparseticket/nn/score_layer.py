@@ -72,9 +72,9 @@ class ScoreLayer(nn.Module):
         """A layer like ``module``, on its device and in its dtype, with the weights of ``recipe``.
 
         ``scores`` have the weight's shape; the mask is empty until the method selects. A bias
-        becomes zero and is frozen. ``scale`` divides their deviation by sqrt
-        of the mask's density (``dynamic``), by the density (``inverse``), or leaves it. TypeError
-        for anything but a plain ``nn.Linear`` / ``nn.Conv2d``.
+        becomes zero and is frozen. ``scale`` divides the weights' deviation by sqrt of the mask's
+        density (``dynamic``), by the density itself (``inverse``), or leaves it. TypeError for
+        anything but a plain ``nn.Linear`` / ``nn.Conv2d``.
         """
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")

@@ -124,6 +124,9 @@ def test_superposed_layers_survive_a_file(kind, counts):
     assert torch.equal(loaded[0].alpha, model[0].alpha)
     x = torch.randn(2, 3, 5, 5)
     assert torch.equal(loaded(x), model(x))
+    again = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    st.sparsify_(again, st.EdgePopup())
+    assert torch.equal(ticket.apply(again)(x), model(x))
 
 
 def test_superposed_weights_are_what_they_say():
