@@ -1,7 +1,3 @@
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <memory>
 #include <new>
 #include <utility>
@@ -54,27 +50,19 @@ void scatter_live(py::object values, py::object words, py::object dense, int64_t
   live_values(dense, words, values, rows, channels, taps, true, nthreads);
 }
 
-// Uninitialised floats that their thread keeps between calls, on huge pages where the system has
-// them: panels are read at random, which small pages answer with misses of the TLB.
-float* kept_floats(int64_t floats) {
-  constexpr size_t kPage = size_t{2} << 20, kKeptBytes = size_t{1} << 28;
-  struct Free {
-    void operator()(char* p) const { operator delete[](p, std::align_val_t(kPage)); }
-  };
-  thread_local std::unique_ptr<char[], Free> block;
-  thread_local size_t size = 0;
-  const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + kPage - 1) / kPage * kPage;
-  if (bytes > size || size > kKeptBytes) {  // the largest blocks are not kept
-    block.reset();
-    size = 0;
-    block.reset(new (std::align_val_t(kPage)) char[bytes]);
-    size = bytes;
-#if defined(__linux__)
-    madvise(block.get(), bytes, MADV_HUGEPAGE);
-#endif
-  }
-  return reinterpret_cast<float*>(block.get());
-}
+// Uninitialised floats on a cache line.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats)
+      : memory_(new (std::align_val_t(64)) float[static_cast<size_t>(floats)]) {}
+  ~Scratch() { operator delete[](memory_, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* data() const { return memory_; }
+
+ private:
+  float* memory_;
+};
 
 Pattern checked_pattern(const Tensor& t, bool may_be_transposed) {
   const uint32_t* header = t.words();
@@ -126,9 +114,9 @@ void sparse_linear(py::object x, py::object values, py::object pattern, py::obje
   if (tb) same_dtype(*tb, dtype).sized(p.rows);
   checked_threads(nthreads);
   py::gil_scoped_release release;
-  float* const scratch = kept_floats(sparse_linear_floats(p, nthreads));
+  const Scratch scratch(sparse_linear_floats(p, nthreads));
   kernels().sparse_linear(tp.words(), tv.data<void>(), tx.data<void>(), optional_data<void>(tb),
-                          ty.data<void>(), dtype, batch, scratch, nthreads);
+                          ty.data<void>(), dtype, batch, scratch.data(), nthreads);
 }
 
 void sparse_linear_dw(py::object grad, py::object x, py::object pattern, py::object out,
@@ -142,9 +130,9 @@ void sparse_linear_dw(py::object grad, py::object x, py::object pattern, py::obj
   tx.sized(groups * samples * p.k);
   checked_threads(nthreads);
   py::gil_scoped_release release;
-  float* const scratch = kept_floats(sparse_linear_dw_floats(p));
+  const Scratch scratch(sparse_linear_dw_floats(p));
   kernels().sparse_linear_dw(tp.words(), tg.data<void>(), tx.data<void>(), to.data<void>(), dtype,
-                             batch, scratch, nthreads);
+                             batch, scratch.data(), nthreads);
 }
 
 }  // namespace
