@@ -947,8 +947,8 @@ CASES: dict[str, list[Case]] = {
             for d in (0.1, 0.05)
         ),
         Case(
-            "ResNet-18 CIFAR whole step batch 128 keep 0.05",
-            lambda: _sparse_training("cresnet18", (3, 32, 32), 128, 0.05),
+            "ResNet-18 CIFAR whole step batch 32 keep 0.05",
+            lambda: _sparse_training("cresnet18", (3, 32, 32), 32, 0.05),
             round(24 * 11.2e6 * 0.05),
         ),
     ],
