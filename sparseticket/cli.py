@@ -108,7 +108,7 @@ def _parser(method: str) -> argparse.ArgumentParser:
     sub.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     sub.set_defaults(of=method)
     _add_fields(sub.add_argument_group("task"), SearchOptions)
-    _add_fields(sub.add_argument_group("training"), Recipe)
+    _add_fields(sub.add_argument_group("training"), Recipe, defaults=get_method(method).recipe)
     group = sub.add_argument_group(f"method {method}", inspect.cleandoc(get_method(method).__doc__))
     _add_fields(group, get_method(method), without={"seed"})
 
@@ -291,16 +291,25 @@ def _settings(
     ]
 
 
-def _add_fields(parser: Any, cls: type, without: Collection[str] = ()) -> None:
-    """One flag for every field; only flags that are given appear among the parsed arguments."""
+def _add_fields(
+    parser: Any,
+    cls: type,
+    without: Collection[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """One flag for every field; only flags that are given appear among the parsed arguments.
+
+    ``defaults``: what the help says in place of the fields' own.
+    """
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         if field.name in without:
             continue
         kind, choices, _ = _kind(hints[field.name])
         text = field.metadata.get("help", "")
-        if field.default is not None and kind is not bool:
-            text += f" (default {field.default})"
+        default = (defaults or {}).get(field.name, field.default)
+        if default is not None and kind is not bool:
+            text += f" (default {default})"
         common = {"dest": field.name, "default": argparse.SUPPRESS}
         common["help"] = text.strip().replace("%", "%%")
         if kind is bool:

@@ -457,3 +457,15 @@ def test_binary_activations_come_back_at_evaluation(tmp_path, capsys):
     assert main(["eval", str(out / "ticket.safetensors"), "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["test_accuracy"]
     assert again == report["test_accuracy"] > 0.3
+
+
+def test_help_and_run_take_the_methods_training_defaults(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["search", "--method", "supermask", "--help"])
+    assert re.search(
+        r"--lr N\s+learning rate at its highest \(default 100\.0\)", capsys.readouterr().out
+    )
+    flags = ["--method", "supermask", "--epochs", "1", "--weight-decay", "0.5"]
+    assert main(["search", "--out", str(tmp_path / "run"), *flags]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["lr"], config["weight_decay"]) == (100.0, 0.5)

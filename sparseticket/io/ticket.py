@@ -198,13 +198,12 @@ class Ticket:
         entry = self.meta["layers"][name]
         if has_hooks(module):
             raise TicketError(f"{name}: it carries hooks, which would be lost; remove them first")
+        dense = module.to_dense() if isinstance(module, SparseModule) else module
         if "planes" in entry:
-            return self._superposed(
-                name, module.to_dense() if isinstance(module, SparseModule) else module
-            )
+            return self._superposed(name, dense)
         try:
             new = _SPARSE[entry["kind"]].from_dense(
-                module.to_dense() if isinstance(module, SparseModule) else module,
+                dense,
                 form="ticket",
                 mask=self.masks[name],
                 seed=entry["seed"],
@@ -219,7 +218,7 @@ class Ticket:
         return new
 
     def _superposed(self, name: str, module: nn.Module) -> nn.Module:
-        """``module`` is a plain one, new, and of the entry's shape."""
+        """``module`` is a plain one of the entry's shape."""
         entry = self.meta["layers"][name]
         made = entry["planes"]
         planes = map(Plane, self.planes_of(name), made["coefficients"])

@@ -116,9 +116,8 @@ def test_superposed_layers_survive_a_file(kind, counts):
     plain = nn.Conv2d(3, 4, 3, padding=1)
     nn.init.zeros_(plain.bias).requires_grad_(False)
     model = nn.Sequential(Superposed.of(plain, recipe(), kind, planes))
-    loaded = st.Ticket(st.Ticket.from_model(model).raw).apply(
-        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
-    )
+    ticket = st.Ticket(st.Ticket.from_model(model).raw)
+    loaded = ticket.apply(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)))
     assert loaded[0].masks == masks and loaded[0].kind == kind
     assert torch.equal(loaded[0].weight, model[0].weight)
     assert torch.equal(loaded[0].alpha, model[0].alpha)
