@@ -103,7 +103,7 @@ def test_same_seed_same_ticket_whatever_the_global_generator_holds():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_interrupted_run_continues_bit_for_bit(tmp_path, optimizer, select):
     options = {"optimizer": optimizer, "select": select, "lr": 0.02, "epochs": 5}
@@ -200,7 +200,7 @@ def test_a_refused_checkpoint_leaves_the_model_dense(tmp_path):
     run(model, st.EdgePopup(density=0.25), out=tmp_path, epochs=1, resume=False)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_scores_are_trained_by_the_fused_optimizers(optimizer):
     seen = []
 
@@ -209,7 +209,7 @@ def test_scores_are_trained_by_the_fused_optimizers(optimizer):
             seen.append(type(state.optimizer))
 
     model = run(epochs=1, optimizer=optimizer, callbacks=[Look()]).model
-    assert seen == [st.PopupSGD if optimizer == "sgd" else st.PopupAdamW]
+    assert seen == [{"sgd": st.PopupSGD, "adamw": st.PopupAdamW}[optimizer]]
     # Its scores get their own gradients again, in a loop of the caller's.
     assert all(m._raw_grad_for is None for m in model if isinstance(m, st.SparseLinear))
 
