@@ -23,7 +23,7 @@ _EXPORTS = {
         "to_form_",
         "update_masks",
     ),
-    "optim": ("PopupAdamW", "PopupSGD"),
+    "optim": ("MaskedAdamW", "MaskedSGD", "PopupAdamW", "PopupSGD"),
     "tickets": ("EdgePopup",),
     "io": ("Ticket", "TicketError"),
     "train": ("search",),

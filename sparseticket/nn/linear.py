@@ -39,6 +39,8 @@ class SparseLinear(SparseModule, nn.Linear):
         "compressed": ops.sparse_linear,
     }
 
+    _AFTER_RAW: ClassVar = (False,)  # transposed
+
     def __init__(
         self,
         in_features: int,

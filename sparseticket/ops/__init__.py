@@ -8,6 +8,7 @@ from .gather_live import gather_live
 from .mask_ops import mask_ops
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
+from .masked_step import masked_step
 from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
@@ -41,6 +42,7 @@ __all__ = [
     "mask_ops",
     "masked_conv2d",
     "masked_linear",
+    "masked_step",
     "pack_mask",
     "popup_conv2d",
     "popup_linear",
