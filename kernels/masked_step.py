@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .apply_mask import live_bits
+from .apply_mask import all_of, live_bits
 from .table import device_table
 from .variants import Variant
 
@@ -104,10 +104,10 @@ def _masked_step(
     start = tl.multiple_of(start, BLOCK)
     size = tl.load(p_column + _SIZE * tensors)
     o = tl.arange(0, BLOCK)
-    if start + BLOCK <= size:  # without a bound, accesses are as wide as they can be
+    if start + BLOCK <= size:
         _step_block(
-            p_column, tensors, start, o, None, lr, decay, beta1, beta1_rest, beta2, beta2_rest,
-            eps, root, ADAM, MOMENTUM, NESTEROV, SHADOW, ALIGNED,
+            p_column, tensors, start, o, all_of(BLOCK), lr, decay, beta1, beta1_rest, beta2,
+            beta2_rest, eps, root, ADAM, MOMENTUM, NESTEROV, SHADOW, ALIGNED,
         )  # fmt: skip
     else:
         _step_block(
@@ -173,8 +173,8 @@ VARIANTS = [
         ceiling=ceiling,
     )
     for name, shadow, ceiling in (
-        ("sgd", tl.bfloat16, 300),
-        ("sgd", None, 300),
-        ("adamw", tl.bfloat16, 400),
+        ("sgd", tl.bfloat16, 160),
+        ("sgd", None, 125),
+        ("adamw", tl.bfloat16, 290),
     )
 ]

@@ -25,7 +25,7 @@ from .sparse_conv2d_dw import sparse_conv2d_dw
 from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
-from .sparse_pattern import sparse_pattern
+from .sparse_pattern import device_pattern, sparse_pattern
 from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
@@ -37,6 +37,7 @@ __all__ = [
     "compile_conv2d",
     "conv2d_flip",
     "conv2d_taps",
+    "device_pattern",
     "explain_op",
     "gather_live",
     "mask_ops",

@@ -13,7 +13,7 @@ from tests.ops.test_masked_step import LAYOUTS, RULES, check_step, inputs_of, ru
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 SHAPES = [(), (5,), (3, 17), (17, 63), (2, 64), (0, 5), (5, 0), (40, 129)]
-CONVS = [(8, 3, 3, 3), (16, 5, 1, 1), (4, 70, 3, 2), (2, 3, 4), (64, 64, 3, 3)]
+CONVS = [(8, 3, 3, 3), (16, 5, 1, 1), (4, 70, 3, 2), (2, 3, 4), (9, 300, 3, 3), (3, 2100)]
 
 
 def _on(device, inputs):
