@@ -134,6 +134,48 @@ def _select_resnet50(scope):
     }
 
 
+def _masked_step(shapes, adam=False):
+    """The optimizer pass beside torch's own and the two masking passes that it then needs."""
+    torch.manual_seed(0)
+    lr = 1e-4
+    masks = [torch.rand(s) < 0.1 for s in shapes]
+    words = [ops.pack_mask(m) for m in masks]
+    factors = [m.float() for m in masks]
+
+    def torch_step(**options):
+        parameters = [torch.nn.Parameter(torch.randn(s)) for s in shapes]
+        grads = [torch.randn(s) for s in shapes]
+        if adam:
+            optimizer = torch.optim.AdamW(parameters, lr=lr, **options)
+        else:
+            optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, **options)
+
+        def step():
+            with torch.no_grad():
+                for p, g, m in zip(parameters, grads, factors, strict=True):
+                    p.grad = g * m
+                optimizer.step()
+                torch._foreach_mul_(parameters, factors)
+
+        return step
+
+    weights = [torch.randn(s) for s in shapes]
+    grads = [torch.randn(s) for s in shapes]
+    held = [torch.zeros(s) for s in shapes]
+    squares = [torch.zeros(s) for s in shapes] if adam else []
+
+    def ours(shadows=()):
+        ops.masked_step(weights, grads, held, squares, list(shadows), words, lr, 0.9)
+
+    shadows = [w.bfloat16() for w in weights]
+    return {
+        "foreach, g*mask, w*mask": torch_step(foreach=True),
+        "fused, g*mask, w*mask": torch_step(fused=True),
+        "ours, with a bf16 shadow": lambda: ours(shadows),
+        "ours": ours,
+    }
+
+
 def _popup_step(shapes, adam=False, scope="layer"):
     """The optimizer pass beside torch's fused one, without and with a selection after it."""
     torch.manual_seed(0)
@@ -897,6 +939,15 @@ CASES: dict[str, list[Case]] = {
     ],
     "popup_linear_ds": [
         Case("2048x2048 batch 128", lambda: _popup_linear_ds(_SQUARE, 128), 12 * _N)
+    ],
+    "masked_step": [
+        Case("SGD 2048x2048 keep .1", lambda: _masked_step([_SQUARE]), 20 * _N + _N // 8),
+        Case("AdamW 2048x2048 keep .1", lambda: _masked_step([_SQUARE], True), 28 * _N + _N // 8),
+        Case(
+            "SGD ResNet-50 keep .1",
+            lambda: _masked_step([s.shape for s in _resnet50_scores()]),
+            25502912 * 161 // 8,
+        ),
     ],
     "popup_step": [
         Case("SGD 2048x2048 keep .5", lambda: _popup_step([_SQUARE]), 20 * _N + _N // 4),

@@ -24,7 +24,7 @@ _EXPORTS = {
         "to_form_",
         "update_masks",
     ),
-    "optim": ("PopupAdamW", "PopupSGD"),
+    "optim": ("MaskedAdamW", "MaskedSGD", "PopupAdamW", "PopupSGD"),
     "tickets": (
         "Biprop",
         "EdgePopup",

@@ -59,7 +59,7 @@ LAYERS = ("masked", "popup", "sparse", "ticket")
 DIFFERENTIABLE = ["apply_mask", *(f"{a}_{b}" for a in LAYERS for b in ("linear", "conv2d"))]
 FULL = [(name, name[:6] != "sparse") for name in DIFFERENTIABLE]  # those have values to their mask
 FACTORIES = {"regenerate", "sign_words"}
-MUTATING = {"popup_step"}  # returns nothing
+MUTATING = {"masked_step", "popup_step"}  # return nothing
 LAYOUT_OF_KERNELS = {"conv2d_taps", "sparse_pattern"}  # the reference's derived data are its own
 
 

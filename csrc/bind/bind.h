@@ -54,6 +54,7 @@ inline Layout layout_of(int64_t rows, int64_t channels, int64_t taps) {
 void bind_conv2d(py::module_& m);
 void bind_conv_code(py::module_& m);
 void bind_linear(py::module_& m);
+void bind_masked_step(py::module_& m);
 void bind_masks(py::module_& m);
 void bind_popup_step(py::module_& m);
 void bind_select_mask(py::module_& m);

@@ -71,6 +71,7 @@ PYBIND11_MODULE(_C, m) {
   st::bind_conv2d(m);
   st::bind_conv_code(m);
   st::bind_linear(m);
+  st::bind_masked_step(m);
   st::bind_masks(m);
   st::bind_popup_step(m);
   st::bind_select_mask(m);

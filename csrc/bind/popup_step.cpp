@@ -1,18 +1,10 @@
 #include "select_scratch.h"
+#include "update_rule.h"
 
 namespace st {
 namespace {
 
 using Capsules = std::vector<py::object>;
-
-float* moment(const Capsules& list, size_t i, const char* name, int64_t n) {
-  return list.empty() ? nullptr : Tensor(list.at(i), name).sized(n).floats();
-}
-
-ScoreRule rule_of(bool adam, bool nesterov, const std::vector<float>& v) {
-  if (v.size() != 8) throw py::value_error("sparseticket._C: rule: need 8 numbers");
-  return {adam, nesterov, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]};
-}
 
 // kept: one count per group, or none to update only.
 void popup_step(const Capsules& scores, const std::vector<LayoutTuple>& layouts,

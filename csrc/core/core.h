@@ -95,6 +95,17 @@ struct ScoreRule {
   float lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
 };
 
+// What masked_step reads and writes of one tensor, all in memory order; layout.taps is 1 where that
+// is canonical order. momentum, variance, shadow (the masked weight in bfloat16): null for none.
+struct MaskedTensor {
+  float* weights;
+  const float* grads;
+  float *momentum, *variance;
+  void* shadow;
+  const uint32_t* words;
+  Layout layout;
+};
+
 constexpr int64_t kLookupRows = 4096;  // outputs summed at a time: 256 KiB for 16 batch rows
 
 constexpr int64_t kMaskedLinearPanel = 32;
@@ -179,6 +190,8 @@ constexpr int kConvTile = 8;       // most vectors of pixels kept in registers
   X(Selection, popup_step,                                                                         \
     (const Scores* ST_RESTRICT scores, const ScoreState* ST_RESTRICT states, int64_t count,        \
      ScoreRule rule, int64_t kept, bool abs, uint32_t hint, SelectScratch scratch, int nthreads))  \
+  X(void, masked_step,                                                                             \
+    (const MaskedTensor* ST_RESTRICT tensors, int64_t count, ScoreRule rule, int nthreads))        \
   X(int64_t, rice_encode,                                                                          \
     (const uint32_t* ST_RESTRICT words, int64_t rows, int64_t k, int parameter,                    \
      uint8_t* ST_RESTRICT payload, int64_t capacity))                                              \

@@ -6,15 +6,12 @@
 #pragma GCC optimize("fp-contract=off")
 
 #include "select.h"
+#include "update.h"
 
 namespace st::ST_ISA {
 namespace {
 
 #if defined(__AVX512F__)
-inline Vec times(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
-inline Vec minus(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
-inline Vec over(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
-inline Vec root(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 inline uint32_t not_zero(Vec a) {
   return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
 }
@@ -22,10 +19,6 @@ inline Vec flip_like(Vec a, Vec sign) {  // change the sign where that one has i
   return {_mm512_xor_ps(a.v, _mm512_and_ps(sign.v, _mm512_set1_ps(-0.0f)))};
 }
 #elif defined(__AVX2__)
-inline Vec times(Vec a, Vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
-inline Vec minus(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
-inline Vec over(Vec a, Vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
-inline Vec root(Vec a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
 inline Vec flip_like(Vec a, Vec sign) {
   const __m256 bit = _mm256_set1_ps(-0.0f);
   return {_mm256_xor_ps(a.lo, _mm256_and_ps(sign.lo, bit)),
@@ -38,22 +31,6 @@ inline uint32_t not_zero(Vec a) {
   return static_cast<uint32_t>(lo | hi << 8);
 }
 #else
-inline Vec times(Vec a, Vec b) {
-  for (int i = 0; i < 16; ++i) a.v[i] *= b.v[i];
-  return a;
-}
-inline Vec minus(Vec a, Vec b) {
-  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
-  return a;
-}
-inline Vec over(Vec a, Vec b) {
-  for (int i = 0; i < 16; ++i) a.v[i] /= b.v[i];
-  return a;
-}
-inline Vec root(Vec a) {
-  for (float& lane : a.v) lane = __builtin_sqrtf(lane);
-  return a;
-}
 inline Vec flip_like(Vec a, Vec sign) {
   for (int i = 0; i < 16; ++i) a.v[i] = __builtin_signbit(sign.v[i]) ? -a.v[i] : a.v[i];
   return a;
@@ -67,28 +44,6 @@ inline uint32_t not_zero(Vec a) {
 
 constexpr int64_t kBlockUnits = 4;
 
-struct Hyper {
-  Vec lr, decay, momentum, beta1_rest, beta2, beta2_rest, eps, root;
-};
-inline Hyper spread(const ScoreRule& r) {
-  return {broadcast(r.lr),         broadcast(r.decay), broadcast(r.momentum),
-          broadcast(r.beta1_rest), broadcast(r.beta2), broadcast(r.beta2_rest),
-          broadcast(r.eps),        broadcast(r.root)};
-}
-
-// Up to sixteen values; zeros past the end.
-template <bool whole>
-inline Vec fetch(const float* p, int64_t n) {
-  return whole ? load(p) : load_first(p, n);
-}
-template <bool whole>
-inline void put(Vec a, float* p, int64_t n) {
-  if (whole)
-    store(a, p);
-  else
-    store_first(a, p, n);
-}
-
 // G * W * sign(s), with the weight's sign bits; 0 where an abs score is 0.
 template <bool abs>
 inline Vec straight_through(Vec grad, Vec score, uint32_t signs, Vec sigma) {
@@ -96,31 +51,19 @@ inline Vec straight_through(Vec grad, Vec score, uint32_t signs, Vec sigma) {
   return abs ? keep(flip_like(grad, score), not_zero(score)) : grad;
 }
 
-// Sixteen scores; torch's formulas, operation by operation.
+// Sixteen scores.
 template <bool abs, bool adam, bool whole>
 inline void update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, Vec sigma,
                    int64_t first, int64_t n, uint32_t signs) {
   Vec score = fetch<whole>(s.scores + first, n);
   Vec grad = fetch<whole>(s.grads + first, n);
   if (s.signs) grad = straight_through<abs>(grad, score, signs, sigma);
-  if (adam) {
-    const Vec m = fetch<whole>(s.momentum + first, n), v = fetch<whole>(s.variance + first, n);
-    const Vec mean = add(m, times(h.beta1_rest, minus(grad, m)));
-    const Vec square = add(times(v, h.beta2), times(times(h.beta2_rest, grad), grad));
-    const Vec size = add(over(root(square), h.root), h.eps);
-    score = minus(times(score, h.decay), over(times(h.lr, mean), size));
-    put<whole>(mean, s.momentum + first, n);
-    put<whole>(square, s.variance + first, n);
-  } else {
-    if (rule.decay != 0.0f) grad = add(grad, times(h.decay, score));
-    if (s.momentum) {
-      const Vec held = add(times(fetch<whole>(s.momentum + first, n), h.momentum), grad);
-      put<whole>(held, s.momentum + first, n);
-      grad = rule.nesterov ? add(grad, times(h.momentum, held)) : held;
-    }
-    score = minus(score, times(h.lr, grad));
-  }
+  Vec held = s.momentum ? fetch<whole>(s.momentum + first, n) : zero();
+  Vec square = adam ? fetch<whole>(s.variance + first, n) : zero();
+  score = stepped<adam>(score, grad, held, square, s.momentum != nullptr, rule, h);
   put<whole>(score, s.scores + first, n);
+  if (s.momentum) put<whole>(held, s.momentum + first, n);
+  if (adam) put<whole>(square, s.variance + first, n);
 }
 
 // So that memory keeps working while a block is being selected.

@@ -300,13 +300,16 @@ class SparseModule(nn.Module):
 
     _BASE: ClassVar[type[nn.Module]]
     _OPS: ClassVar[dict[str, Callable]]
+    _AFTER_RAW: ClassVar[tuple] = ()  # what the masked op takes between dense_grad and shadow
     options: Options
     recipe: WeightRecipe | None
     weight_shape: tuple[int, ...]
-    # The optimizer that wants the gradient of W*mask in place of the scores' (sparseticket.optim).
+    # The optimizer that wants the gradient of W*mask in place of the scores' or of the masked
+    # gradient of the weight (sparseticket.optim).
     _raw_grad_for: object | None = None
     # What a search never touched; only a ticket file asks.
     frozen_pattern: FrozenPattern | None = None
+    _shadow_at: tuple | None = None  # versions of weight and mask when the shadow was written
 
     # Construction -----------------------------------------------------------------------------
 
@@ -473,6 +476,7 @@ class SparseModule(nn.Module):
             weight = self.weight
         buffers = self._buffers  # attribute access would cost a microsecond each
         bias, words = self.bias, buffers["mask_words"]
+        shadow = None
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
         if self.form == "scored" and self._takes_seed and self._is_drawn():
@@ -480,14 +484,19 @@ class SparseModule(nn.Module):
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             x = x.to(dtype)
-            weight = None if weight is None else weight.to(dtype)
+            if self.form == "masked":
+                shadow = self._shadow_in(dtype)
+            weight = weight.to(dtype) if weight is not None and shadow is None else weight
             bias = None if bias is None else bias.to(dtype)
         elif x.dtype != (self._anchor if weight is None else weight).dtype:
             raise TypeError(
                 f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
             )
         if self.form == "masked":
-            return x, weight, words, bias, *geometry
+            raw = self._raw_grad_for is not None
+            if shadow is None and not raw:
+                return x, weight, words, bias, *geometry
+            return x, weight, words, bias, *geometry, raw, *self._AFTER_RAW, shadow
         if self.form == "scored":
             seed, layer, sigma = 0, 0, 0.0  # unread, and no reason to compile anew
             if weight is None:
@@ -574,6 +583,7 @@ class SparseModule(nn.Module):
             )
         mask = as_mask(value, self.weight_shape, f"{type(self).__name__}: mask")
         self.mask_words.copy_(mask.words)
+        self.drop_shadow()
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and "options" in vars(self) and self.form not in _DENSE:
@@ -602,6 +612,37 @@ class SparseModule(nn.Module):
             return ops.scatter_live(self.values, self.mask_words, self.weight_shape)
         full = self._full_weight() if self.form == "ticket" else self.weight
         return ops.apply_mask(full, self.mask_words)
+
+    # weight * mask in a low precision, which a masked optimizer owns and writes (form masked).
+
+    def shadow_buffer(self, dtype: torch.dtype) -> torch.Tensor:
+        """The buffer for an optimizer to write, laid out as the weight; made if there is none."""
+        shadow = self._buffers.get("shadow")
+        if shadow is None or (shadow.dtype, shadow.device) != (dtype, self.weight.device):
+            self.register_buffer("shadow", torch.empty_like(self.weight, dtype=dtype), False)
+        return self.shadow
+
+    def shadow_written(self) -> None:
+        self._shadow_at = _version(self.weight), _version(self.mask_words)
+
+    def drop_shadow(self) -> None:
+        self._buffers.pop("shadow", None)
+        self._non_persistent_buffers_set.discard("shadow")
+        self._shadow_at = None
+
+    def _shadow_in(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """The shadow, if it is in ``dtype`` and nobody wrote weight or mask since it was written.
+
+        Off the CPU, whose kernels mask as they read, one is made where there is none.
+        """
+        shadow = self._buffers.get("shadow")
+        if shadow is not None and shadow.dtype == dtype and self._shadow_at is not None:
+            now = _version(self.weight), _version(self.mask_words)
+            if torch.compiler.is_compiling() or self._shadow_at == now:
+                return shadow
+        if self.mask_words.device.type == "cpu":
+            return None
+        return ops.apply_mask(self.weight.detach(), self.mask_words, dtype)
 
     def _selection_taken(self) -> None:
         """``mask_words`` now hold the selection of the present scores."""
@@ -655,6 +696,9 @@ class SparseModule(nn.Module):
         # Tensor versions do not survive a copy: a flag travels in place of the number.
         state = {**super().__getstate__(), "_selected_at": self._is_fresh()}
         state.pop("_raw_grad_for", None)  # a copy's optimizer has not been made yet
+        if state.pop("_shadow_at", None) is not None:
+            buffers = {k: v for k, v in state["_buffers"].items() if k != "shadow"}
+            state["_buffers"] = buffers
         if self.form == "scored":
             state["_drawn_at"] = self._is_drawn()
         if self.form == "compressed":  # derived, and in a layout of this version of the library
@@ -682,6 +726,7 @@ class SparseModule(nn.Module):
             return torch.empty_like(moved, dtype=t.dtype).copy_(t)
 
         was_meta = self.mask_words.is_meta
+        self.drop_shadow()
         super()._apply(keep_dtype, recurse)
         self._set_fresh(fresh)
         self._set_drawn(drawn)
@@ -705,6 +750,7 @@ class SparseModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        self.drop_shadow()
         seed, words = prefix + "seed", prefix + "mask_words"
         if seed in state_dict:
             self.recipe = WeightRecipe.from_tensor(state_dict[seed])

@@ -39,6 +39,8 @@ class SparseLinear(SparseModule, nn.Linear):
         "compressed": ops.sparse_linear,
     }
 
+    _AFTER_RAW: ClassVar = (False,)  # transposed
+
     def __init__(
         self,
         in_features: int,
@@ -60,11 +62,11 @@ class SparseLinear(SparseModule, nn.Linear):
         return x, ()
 
     def _make_pattern(self, transposed: bool) -> torch.Tensor | None:
-        if self.mask_words.device.type != "cpu":
-            return None
-        return ops.sparse_pattern(
-            self.mask_words, self.in_features, self.values.numel(), transposed
-        )
+        arguments = self.mask_words, self.in_features, self.values.numel()
+        if self.mask_words.device.type == "cpu":
+            return ops.sparse_pattern(*arguments, transposed)
+        on_device = self.mask_words.device.type == "cuda" and not transposed
+        return ops.device_pattern(*arguments) if on_device else None
 
     def _derived(self) -> torch.Tensor:
         seed, layer, *_ = self.recipe.arguments()

@@ -8,6 +8,7 @@ from .gather_live import gather_live
 from .mask_ops import mask_ops
 from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
+from .masked_step import masked_step
 from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
@@ -24,7 +25,7 @@ from .sparse_conv2d_dw import sparse_conv2d_dw
 from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
-from .sparse_pattern import sparse_pattern
+from .sparse_pattern import device_pattern, sparse_pattern
 from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
@@ -36,11 +37,13 @@ __all__ = [
     "compile_conv2d",
     "conv2d_flip",
     "conv2d_taps",
+    "device_pattern",
     "explain_op",
     "gather_live",
     "mask_ops",
     "masked_conv2d",
     "masked_linear",
+    "masked_step",
     "pack_mask",
     "popup_conv2d",
     "popup_linear",

@@ -10,6 +10,7 @@ from ._dispatch import C, Choice, cap, check_words, define, nthreads
 from .apply_mask import apply_mask
 from .conv2d_taps import output_size
 from .mask_ops import mask_ops
+from .masked_linear import check_shadow, dense_choice
 
 __all__ = [
     "check_conv",
@@ -135,18 +136,31 @@ def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _check(x, weight, words, bias, *geometry):
-    if weight.dtype != x.dtype:
+def _check(x, weight, words, bias, *geometry, shadow):
+    if shadow is None and weight.dtype != x.dtype:
         raise TypeError(f"masked_conv2d: weight: got {weight.dtype}, need x's dtype {x.dtype}")
     check_conv("masked_conv2d", x, weight.shape, words, bias, *geometry)
+    check_shadow("masked_conv2d", shadow, x, weight)
 
 
-def _choose(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False):
+def _choose(
+    x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False, shadow=None
+):
+    if shadow is not None:
+        return Choice("masked_conv2d", "shadow", "the masked weight is at hand: dense conv on it")
     return conv_choice("masked_conv2d", x, weight.shape, words)
 
 
-def _cpu(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False):
-    _check(x, weight, words, bias, stride, padding, dilation, groups)
+def _choose_cuda(
+    x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False, shadow=None
+):
+    return dense_choice("masked_conv2d", "conv", shadow)
+
+
+def _cpu(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False, shadow=None):
+    _check(x, weight, words, bias, stride, padding, dilation, groups, shadow=shadow)
+    if shadow is not None:
+        return dense_conv(x, shadow, bias, stride, padding, dilation, groups)
     if conv_choice("masked_conv2d", x, weight.shape, words).kernel == "materialised":
         masked = apply_mask(weight, words)
         return dense_conv(x, masked, bias, stride, padding, dilation, groups)
@@ -164,41 +178,49 @@ def _cpu(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=F
     )
 
 
-def _meta(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False):
-    _check(x, weight, words, bias, stride, padding, dilation, groups)
+def _cuda(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False, shadow=None):
+    masked = apply_mask(weight, words) if shadow is None else shadow
+    return dense_conv(x, masked, bias, stride, padding, dilation, groups)
+
+
+def _meta(x, weight, words, bias, stride, padding, dilation, groups, dense_grad=False, shadow=None):
+    _check(x, weight, words, bias, stride, padding, dilation, groups, shadow=shadow)
     last = conv_channels_last(x, weight)
     return conv_empty(x, weight.shape, stride, padding, dilation, last)
 
 
 def _setup(ctx, inputs, output):
-    x, weight, words, bias, *ctx.geometry, ctx.dense_grad = inputs
+    x, weight, words, bias, *ctx.geometry, ctx.dense_grad, shadow = inputs
     ctx.bias_sizes = None if bias is None else list(bias.shape)
-    ctx.save_for_backward(x, weight, words)
+    ctx.save_for_backward(x, weight, words, shadow)
 
 
 def _backward(ctx, grad):
-    x, weight, words = ctx.saved_tensors
+    x, weight, words, shadow = ctx.saved_tensors
     need_x, need_weight, _, need_bias, *_ = ctx.needs_input_grad
     gx, gw, gb = conv_backward(
         grad,
         x,
-        apply_mask(weight, words),
+        apply_mask(weight, words) if shadow is None else shadow,
         ctx.bias_sizes,
         *ctx.geometry,
         [need_x, need_weight, need_bias],
     )
-    if need_weight and not ctx.dense_grad:
-        gw = apply_mask(gw, words)
-    return gx, gw, None, gb, None, None, None, None, None
+    if need_weight:
+        gw = gw.to(weight.dtype) if ctx.dense_grad else apply_mask(gw, words, weight.dtype)
+    return gx, gw, None, gb, None, None, None, None, None, None
 
 
 masked_conv2d = define(
     "masked_conv2d(Tensor x, Tensor weight, Tensor words, Tensor? bias, SymInt[] stride,"
-    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool dense_grad=False) -> Tensor",
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool dense_grad=False,"
+    " Tensor? shadow=None) -> Tensor",
     cpu=_cpu,
     reference=_reference.masked_conv2d,
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

@@ -13,6 +13,8 @@ from .apply_mask import apply_mask
 
 __all__ = [
     "check_linear",
+    "check_shadow",
+    "dense_choice",
     "fused_linear",
     "grad_bias",
     "grad_weight",
@@ -75,13 +77,22 @@ def _as_matrix(x):
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])  # also without elements
 
 
-def _check(x, weight, words, bias, transposed):
+def _check(x, weight, words, bias, transposed, shadow):
     if weight.ndim == 2:
         check_linear("masked_linear", x, *weight.shape, words, bias, transposed)
-    if weight.ndim != 2 or weight.dtype != x.dtype:
+    if weight.ndim != 2 or (shadow is None and weight.dtype != x.dtype):
         raise ValueError(
             f"masked_linear: weight: got {weight.dtype} {tuple(weight.shape)}, "
             f"need {x.dtype} [O, K]"
+        )
+    check_shadow("masked_linear", shadow, x, weight)
+
+
+def check_shadow(op, shadow, x, weight):
+    if shadow is not None and (shadow.shape != weight.shape or shadow.dtype != x.dtype):
+        raise ValueError(
+            f"{op}: shadow: got {shadow.dtype} {tuple(shadow.shape)}, need {x.dtype} "
+            f"{tuple(weight.shape)}, the masked weight in the dtype of x"
         )
 
 
@@ -120,21 +131,44 @@ def masked_linear_choice(op, x, weight, words, transposed=False) -> Choice:
     return Choice(op, name, f"{reason}: {why}")
 
 
-def _choose(x, weight, words, bias=None, dense_grad=False, transposed=False):
+def _choose(x, weight, words, bias=None, dense_grad=False, transposed=False, shadow=None):
+    if shadow is not None:
+        return Choice("masked_linear", "shadow", "the masked weight is at hand: dense GEMM on it")
     return masked_linear_choice("masked_linear", x, weight, words, transposed)
 
 
-def _cpu(x, weight, words, bias=None, dense_grad=False, transposed=False):
-    _check(x, weight, words, bias, transposed)
+def _choose_cuda(x, weight, words, bias=None, dense_grad=False, transposed=False, shadow=None):
+    return dense_choice("masked_linear", "GEMM", shadow)
+
+
+def dense_choice(op, product, shadow) -> Choice:
+    """What masked ops do on CUDA, where a masked product never beats a dense one."""
+    if shadow is not None:
+        return Choice(op, "shadow", f"the masked weight is at hand: dense {product} on it")
+    return Choice(op, "materialised", f"no shadow: Triton writes W*mask, then a dense {product}")
+
+
+def _cpu(x, weight, words, bias=None, dense_grad=False, transposed=False, shadow=None):
+    _check(x, weight, words, bias, transposed, shadow)
+    if shadow is not None:
+        return _dense(x, shadow, bias, transposed)
     return masked_linear_cpu(x, weight, words, bias, transposed)
+
+
+def _cuda(x, weight, words, bias=None, dense_grad=False, transposed=False, shadow=None):
+    masked = apply_mask(weight, words) if shadow is None else shadow
+    return _dense(x, masked, bias, transposed)
+
+
+def _dense(x, masked, bias, transposed):
+    return F.linear(x, masked.t() if transposed else masked, bias)
 
 
 def masked_linear_cpu(x, weight, words, bias=None, transposed=False):
     """The op's body for checked arguments."""
     kernel, _, _ = _kernel(x, weight, words, transposed)
     if kernel == "materialised":
-        masked = _masked_in_scratch(weight, words)
-        return F.linear(x, masked.t() if transposed else masked, bias)
+        return _dense(x, _masked_in_scratch(weight, words), bias, transposed)
     w, m = cap(weight.contiguous()), cap(words.contiguous())
     if kernel == "fused":
 
@@ -162,36 +196,37 @@ def _masked_in_scratch(weight, words):
     return out
 
 
-def _meta(x, weight, words, bias=None, dense_grad=False, transposed=False):
-    _check(x, weight, words, bias, transposed)
+def _meta(x, weight, words, bias=None, dense_grad=False, transposed=False, shadow=None):
+    _check(x, weight, words, bias, transposed, shadow)
     return x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0])
 
 
 def _setup(ctx, inputs, output):
-    x, weight, words, _, ctx.dense_grad, ctx.transposed = inputs
-    ctx.save_for_backward(x, weight, words)
+    x, weight, words, _, ctx.dense_grad, ctx.transposed, shadow = inputs
+    ctx.save_for_backward(x, weight, words, shadow)
 
 
 def _backward(ctx, grad):
-    x, weight, words = ctx.saved_tensors
+    x, weight, words, shadow = ctx.saved_tensors
     need_x, need_weight, _, need_bias, *_ = ctx.needs_input_grad
     gx = gw = None
     if need_x:
-        gx = masked_linear(grad, weight, words, None, False, not ctx.transposed)
+        gx = masked_linear(grad, weight, words, None, False, not ctx.transposed, shadow)
     if need_weight:
         gw = grad_weight(x, grad) if ctx.transposed else grad_weight(grad, x)
-        if not ctx.dense_grad:
-            gw = apply_mask(gw, words)
-    return gx, gw, None, grad_bias(grad) if need_bias else None, None, None
+        gw = gw.to(weight.dtype) if ctx.dense_grad else apply_mask(gw, words, weight.dtype)
+    return gx, gw, None, grad_bias(grad) if need_bias else None, None, None, None
 
 
 masked_linear = define(
     "masked_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias=None,"
-    " bool dense_grad=False, bool transposed=False) -> Tensor",
+    " bool dense_grad=False, bool transposed=False, Tensor? shadow=None) -> Tensor",
     cpu=_cpu,
     reference=_reference.masked_linear,
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

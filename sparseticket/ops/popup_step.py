@@ -16,7 +16,7 @@ from .select_mask import (
     raise_for_nan,
 )
 
-__all__ = ["popup_step"]
+__all__ = ["flat_like", "popup_step", "update_rule"]
 
 
 def _cpu(
@@ -48,7 +48,7 @@ def _cpu(
     C.popup_step(
         caps(flat for flat, _ in rows),
         [layout for _, layout in rows],
-        caps(_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)),
+        caps(flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)),
         caps(_flat("momenta", m, s) for m, s in zip(momenta, scores, strict=bool(momenta))),
         caps(_flat("variances", v, s) for v, s in zip(variances, scores, strict=bool(variances))),
         caps(words),
@@ -56,7 +56,7 @@ def _cpu(
         list(sigmas),
         bool(variances),
         nesterov,
-        _rule(bool(variances), lr, beta1, beta2, eps, weight_decay, step),
+        update_rule(bool(variances), lr, beta1, beta2, eps, weight_decay, step),
         [] if floor else list(kept),
         transform == "abs",
         scope == "global",
@@ -69,7 +69,7 @@ def _cpu(
     raise_for_nan("popup_step", scores, state)
 
 
-def _rule(adam, lr, beta1, beta2, eps, weight_decay, step):
+def update_rule(adam, lr, beta1, beta2, eps, weight_decay, step):
     """The kernel's eight numbers; products of settings are taken in float64, as torch does."""
     if not adam:
         return [lr, weight_decay, beta1, 0.0, 0.0, 0.0, 0.0, 1.0]
@@ -77,7 +77,7 @@ def _rule(adam, lr, beta1, beta2, eps, weight_decay, step):
     return [rate, decay, beta1, 1 - beta1, beta2, 1 - beta2, eps, math.sqrt(1 - beta2**step)]
 
 
-def _like(tensor, scores):
+def flat_like(tensor, scores):
     """``tensor`` flat in the memory order of ``scores``, a copy only where its own is another."""
     if tensor.stride() != scores.stride() or not memory_order(tensor, copies=False):
         tensor = torch.empty_like(scores, dtype=tensor.dtype).copy_(tensor)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 
 from sparseticket.reference import sparse_linear as _reference
@@ -8,7 +10,9 @@ from ._dispatch import define
 from .masked_linear import check_linear, grad_bias
 from .scatter_live import check_values, scatter_live
 from .sparse_linear_dw import (
+    as_matrix,
     batch_inner,
+    device_choice,
     empty_batch,
     run_sparse_linear,
     runs_sparse,
@@ -47,6 +51,23 @@ def _cpu(x, values, words, bias=None, pattern=None, transposed=None):
     return y
 
 
+def _choose_cuda(x, values, words, bias=None, pattern=None, transposed=None):
+    samples, kept = math.prod(x.shape[:-1]), values.shape[0]
+    cells = words.shape[0] * x.shape[-1]
+    return device_choice("sparse_linear", samples, x.dtype, kept, cells, pattern)
+
+
+def _cuda(x, values, words, bias=None, pattern=None, transposed=None):
+    if _choose_cuda(x, values, words, bias, pattern).kernel == "reference":
+        return with_batch_of(x, _reference.sparse_linear(x, values, words, bias))
+    from sparseticket.kernels.sparse_linear import sparse_linear as launch
+
+    y = x.new_empty(*x.shape[:-1], words.shape[0])
+    bias = None if bias is None else bias.contiguous()
+    launch(as_matrix(x), values.contiguous(), pattern, bias, as_matrix(y))
+    return with_batch_of(x, y)
+
+
 def _meta(x, values, words, bias=None, pattern=None, transposed=None):
     _check(x, values, words, bias)
     return empty_batch(x, batch_inner(x), words.shape[0])
@@ -75,4 +96,6 @@ sparse_linear = define(
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

@@ -9,10 +9,12 @@ from sparseticket.reference import sparse_linear_dw as _reference
 from ._dispatch import C, Choice, cap, check_words, define, nthreads
 from .gather_live import gather_live
 from .masked_linear import grad_weight
-from .sparse_pattern import sparse_pattern
+from .sparse_pattern import LIST_ROWS, sparse_pattern
 
 __all__ = [
+    "as_matrix",
     "batch_inner",
+    "device_choice",
     "empty_batch",
     "run_sparse_linear",
     "runs_sparse",
@@ -30,6 +32,7 @@ SPARSE_DENSITY = {
     (torch.bfloat16, "many"): 0.25,
 }
 _MANY = 128
+_DEVICE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def runs_sparse(x, rows, k, kept) -> bool:
@@ -92,6 +95,22 @@ def with_batch_of(x, y):
     return y.mT.contiguous().mT if batch_inner(x) else y.contiguous()
 
 
+def device_choice(op, samples, dtype, kept, cells, pattern) -> Choice:
+    """Which kernel a product with compressed values gets on CUDA, and why."""
+    if pattern is None or not kept or dtype not in _DEVICE_DTYPES:
+        return Choice(op, "reference", "no list of live blocks or weights: dense product")
+    if pattern.ndim == 2:
+        return Choice(op, "Triton blocks", f"live blocks, density {kept / cells:.3f}")
+    if op == "sparse_linear" and samples <= LIST_ROWS:
+        return Choice(op, "Triton list", f"{samples} samples, density {kept / cells:.3f}")
+    return Choice(op, "reference", f"{samples} samples, live weights in no blocks: dense product")
+
+
+def as_matrix(x):
+    """``x`` as contiguous ``[samples, features]``."""
+    return x.reshape(-1, x.shape[-1]).contiguous()
+
+
 def _check(grad, x, words, kept):
     if x.ndim == 0 or grad.shape != (*x.shape[:-1], words.shape[0]) or grad.dtype != x.dtype:
         raise ValueError(
@@ -118,6 +137,21 @@ def _cpu(grad, x, words, kept, pattern=None, transposed=None):
     g, b = (t.mT.contiguous() if inner else t.contiguous() for t in (grad, x))
     sizes = batch_sizes(x, inner)
     C.sparse_linear_dw(cap(g), cap(b), cap(pattern), cap(values), *sizes, nthreads())
+    return values
+
+
+def _choose_cuda(grad, x, words, kept, pattern=None, transposed=None):
+    samples, cells = math.prod(x.shape[:-1]), words.shape[0] * x.shape[-1]
+    return device_choice("sparse_linear_dw", samples, x.dtype, kept, cells, pattern)
+
+
+def _cuda(grad, x, words, kept, pattern=None, transposed=None):
+    if _choose_cuda(grad, x, words, kept, pattern).kernel == "reference":
+        return _reference.sparse_linear_dw(grad, x, words, kept)
+    from sparseticket.kernels.sparse_linear_dw import sparse_linear_dw as launch
+
+    values = x.new_empty(kept)
+    launch(as_matrix(grad), as_matrix(x), pattern, values)
     return values
 
 
@@ -148,4 +182,6 @@ sparse_linear_dw = define(
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

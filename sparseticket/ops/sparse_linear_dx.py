@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sparseticket.reference import sparse_linear_dx as _reference
@@ -7,7 +9,9 @@ from sparseticket.reference import sparse_linear_dx as _reference
 from ._dispatch import check_words, define
 from .scatter_live import check_values, scatter_live
 from .sparse_linear_dw import (
+    as_matrix,
     batch_inner,
+    device_choice,
     empty_batch,
     run_sparse_linear,
     runs_sparse,
@@ -50,6 +54,22 @@ def _cpu(grad, values, words, k, pattern=None, transposed=None):
     return gx
 
 
+def _choose_cuda(grad, values, words, k, pattern=None, transposed=None):
+    samples, kept = math.prod(grad.shape[:-1]), values.shape[0]
+    cells = words.shape[0] * k
+    return device_choice("sparse_linear_dx", samples, grad.dtype, kept, cells, pattern)
+
+
+def _cuda(grad, values, words, k, pattern=None, transposed=None):
+    if _choose_cuda(grad, values, words, k, pattern).kernel == "reference":
+        return with_batch_of(grad, _reference.sparse_linear_dx(grad, values, words, k))
+    from sparseticket.kernels.sparse_linear_dx import sparse_linear_dx as launch
+
+    out = grad.new_empty(*grad.shape[:-1], k)
+    launch(as_matrix(grad), values.contiguous(), pattern, as_matrix(out))
+    return with_batch_of(grad, out)
+
+
 def _meta(grad, values, words, k, pattern=None, transposed=None):
     _check(grad, values, words, k)
     return empty_batch(grad, batch_inner(grad), k)
@@ -79,4 +99,6 @@ sparse_linear_dx = define(
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

@@ -17,16 +17,16 @@ from __future__ import annotations
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
 
 from sparseticket import ops
 from sparseticket.nn import Selection, SparseModule, reselect, selections
+
+from ._rules import AdamWRule, SGDRule
 
 __all__ = ["PopupAdamW", "PopupSGD"]
 
@@ -36,8 +36,6 @@ class _Popup(Optimizer):
 
     ``state_dict()`` holds everything that a bit-exact resume needs, under torch's own names.
     """
-
-    _MOMENTS: ClassVar[tuple[str, ...]]  # state of every score tensor, in popup_step's order
 
     def __init__(self, model: nn.Module | Iterable[nn.Module], defaults: dict[str, Any]) -> None:
         name, roots = type(self).__name__, [model] if isinstance(model, nn.Module) else list(model)
@@ -102,15 +100,10 @@ class _Popup(Optimizer):
             reselect(selection.modules)
 
     def _popup_step(self, group, selection, modules, kept, scope, step) -> None:
-        moments = [
-            [self.state[m.scores][name] for m in modules] if self._keeps(group, name) else []
-            for name in self._MOMENTS
-        ]
         ops.popup_step(
             [m.scores for m in modules],
             [m.scores.grad for m in modules],
-            *moments,
-            *([[]] if len(moments) == 1 else []),
+            *self._moments(group, [m.scores for m in modules]),
             [m.mask_words for m in modules],
             self._hint(scope, modules),
             kept,
@@ -123,14 +116,6 @@ class _Popup(Optimizer):
         )
         for m in modules:
             m._selection_taken()
-
-    def _prepare(self, group: dict[str, Any], scores: torch.Tensor) -> int:
-        """Count a step of this tensor and make its state if it has none; returns the count."""
-        state = self.state[scores]
-        for name in self._MOMENTS:
-            if name not in state and self._keeps(group, name):
-                state[name] = torch.zeros_like(scores)
-        return self._count(state)
 
     def _hint(self, scope: str, modules: list[SparseModule]) -> torch.Tensor:
         """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
@@ -153,18 +138,6 @@ class _Popup(Optimizer):
             self._signs[id(module)] = (source, words)
         return self._signs[id(module)][1]
 
-    def _keeps(self, group: dict[str, Any], moment: str) -> bool:
-        return True
-
-    def _count(self, state: dict[str, Any]) -> int:
-        raise NotImplementedError
-
-    def _settings(self, group: dict[str, Any], step: int) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _plain_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        raise NotImplementedError
-
 
 def _takes_signs(module: SparseModule) -> bool:
     return module.recipe.dist == "signed_constant" and module.dtype == torch.float32
@@ -176,21 +149,13 @@ def _ask_plain(modules: list[SparseModule], token: object) -> None:
             m._raw_grad_for = None
 
 
-def _check_numbers(name: str, **numbers: float) -> None:
-    for key, value in numbers.items():
-        if not value >= 0:  # also for NaN
-            raise ValueError(f"{name}: {key}: got {value}, need a number >= 0")
-
-
-class PopupSGD(_Popup):
+class PopupSGD(SGDRule, _Popup):
     """``torch.optim.SGD`` (dampening 0) and the masks of its scores, for a model or some modules.
 
     ``param_groups[1]``, if the model trains anything but scores, is stepped by torch's own SGD.
     Learning-rate schedulers, closures and hooks work as for any optimizer. TypeError or ValueError
     unless ``model`` holds scored modules and the numbers are >= 0.
     """
-
-    _MOMENTS = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -200,43 +165,14 @@ class PopupSGD(_Popup):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        _check_numbers("PopupSGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if nesterov and not momentum:
-            raise ValueError("PopupSGD: nesterov: got True with momentum 0, need momentum > 0")
-        settings = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(model, {"lr": lr, **settings})
-
-    def _keeps(self, group: dict[str, Any], moment: str) -> bool:
-        return group["momentum"] != 0
-
-    def _count(self, state: dict[str, Any]) -> int:
-        return 1  # its formula is the same at every step
-
-    def _settings(self, group: dict[str, Any], step: int) -> dict[str, Any]:
-        return {
-            "lr": float(group["lr"]),
-            "beta1": group["momentum"],
-            "weight_decay": group["weight_decay"],
-            "nesterov": group["nesterov"],
-        }
-
-    def _plain_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        buffers = [self.state[p].get("momentum_buffer") for p in params]
-        settings = {k: group[k] for k in ("lr", "momentum", "weight_decay", "nesterov")}
-        grads = [p.grad for p in params]
-        sgd(params, grads, buffers, **settings, dampening=0.0, maximize=False)
-        if group["momentum"]:
-            for p, buffer in zip(params, buffers, strict=True):
-                self.state[p]["momentum_buffer"] = buffer
+        super().__init__(model, self._defaults(lr, momentum, weight_decay, nesterov))
 
 
-class PopupAdamW(_Popup):
+class PopupAdamW(AdamWRule, _Popup):
     """``torch.optim.AdamW`` and the masks of its scores, for a model or some modules.
 
     Otherwise as :class:`PopupSGD`.
     """
-
-    _MOMENTS = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -246,45 +182,4 @@ class PopupAdamW(_Popup):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        _check_numbers("PopupAdamW", lr=lr, eps=eps, weight_decay=weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"PopupAdamW: betas: got {betas}, need two numbers in [0, 1)")
-        super().__init__(
-            model, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        )
-
-    def _count(self, state: dict[str, Any]) -> int:
-        state.setdefault("step", torch.tensor(0.0)).add_(1)
-        return int(state["step"])
-
-    def _settings(self, group: dict[str, Any], step: int) -> dict[str, Any]:
-        beta1, beta2 = group["betas"]
-        names = ("eps", "weight_decay")
-        settings = {"lr": float(group["lr"]), "beta1": beta1, "beta2": beta2, "step": step}
-        return settings | {name: group[name] for name in names}
-
-    def _plain_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        beta1, beta2 = group["betas"]
-        for p in params:
-            state = self.state[p]
-            state.setdefault("step", torch.tensor(0.0))
-            for name in self._MOMENTS:
-                if name not in state:
-                    state[name] = torch.zeros_like(p)
-        lists = [[self.state[p][name] for p in params] for name in self._MOMENTS]
-        steps = [self.state[p]["step"] for p in params]
-        adam(
-            params,
-            [p.grad for p in params],
-            *lists,
-            [],
-            steps,
-            decoupled_weight_decay=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        super().__init__(model, self._defaults(lr, betas, eps, weight_decay))

@@ -20,7 +20,10 @@ def masked_conv2d(
     dilation: Sequence[int],
     groups: int,
     dense_grad: bool = False,
+    shadow: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``conv2d(x[N, C, H, W], weight * mask, bias, ...)``; ``dense_grad`` as in masked_linear."""
+    """``conv2d(x[N, C, H, W], weight * mask, bias, ...)``; ``dense_grad`` and ``shadow`` as in
+    masked_linear."""
     del dense_grad
-    return F.conv2d(x, apply_mask(weight, words), bias, stride, padding, dilation, groups)
+    masked = apply_mask(weight, words) if shadow is None else shadow
+    return F.conv2d(x, masked, bias, stride, padding, dilation, groups)

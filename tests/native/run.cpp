@@ -441,6 +441,44 @@ void drive_popup_step(Case& c) {
       }
 }
 
+void drive_masked_step(Case& c) {
+  const bool adam = c.random.one_in(2), held = adam || c.random.one_in(2);
+  const ScoreRule rule{adam, c.random.one_in(2), 0.1f, 0.01f, 0.9f, 0.1f, 0.99f, 0.01f, 1e-8f, 1};
+  const Layout layout = layout_of(c.random);
+  const int64_t n = numel(layout);
+  const Buffer<float> weights = values<float>(c.random, n), grads = values<float>(c.random, n);
+  Buffer<float> before(c.random, n), momentum(c.random, held ? n : 0),
+      variance(c.random, adam ? n : 0);
+  std::memcpy(before.data(), weights.data(), 4 * static_cast<size_t>(n));
+  momentum.zero();
+  variance.zero();
+  Buffer<bf16> shadow(c.random, n);
+  const Buffer<uint32_t> words = mask_words(c.random, layout, true);
+  const MaskedTensor tensor{weights.data(),
+                            grads.data(),
+                            held ? momentum.data() : nullptr,
+                            adam ? variance.data() : nullptr,
+                            shadow.data(),
+                            words.data(),
+                            layout};
+  kernels.masked_step(&tensor, 1, rule, c.threads);
+  for (int64_t row = 0; row < layout.rows; ++row)
+    for (int64_t k = 0; k < columns_of(layout); ++k) {
+      const int64_t at = row * columns_of(layout) + dense_column(layout, k);
+      if (!bit(words, layout, row, k)) {
+        CHECK(weights[at] == before[at] && shadow[at].bits == 0);
+        CHECK(!(held && momentum[at] != 0) && !(adam && variance[at] != 0));
+        continue;
+      }
+      const float was = before[at], grad = grads[at];
+      // With fresh moments AdamW's step is lr * 0.1 g / (sqrt(0.01 g^2) + eps).
+      const float step = adam ? grad / (std::fabs(grad) + 1e-7f)
+                              : (grad + 0.01f * was) * (held && rule.nesterov ? 1.9f : 1.0f);
+      CHECK(std::fabs(weights[at] - ((adam ? 0.01f * was : was) - 0.1f * step)) < 1e-5f);
+      CHECK(std::fabs(to_float(shadow[at]) - weights[at]) <= 0.005f * std::fabs(weights[at]));
+    }
+}
+
 // ------------------------------------------------------------------ linear layers
 template <typename T>
 bool near(T got, double expected, double bound) {

@@ -1,0 +1,74 @@
+"""``gx = grad @ W`` for compressed W of live blocks."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .blocks import block_of, block_tile, dot
+from .variants import Variant
+
+__all__ = ["VARIANTS", "sparse_linear_dx"]
+
+
+@triton.jit
+def _block_dx(
+    p_grad, p_values, p_list, p_out, m, rows, k, live,
+    BLOCK: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    i_column = tl.program_id(1)
+    p_starts = p_list + rows // BLOCK + 1 + 2 * live
+    first, end = tl.load(p_starts + i_column), tl.load(p_starts + i_column + 1)
+    p_rows = p_starts + k // BLOCK + 1 + first
+    o_m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    m_m = (o_m < m)[:, None]
+    o_n, o_k = tl.arange(0, BLOCK), tl.arange(0, BK)
+    acc = tl.zeros((BM, BLOCK), tl.float32)
+    STEPS: tl.constexpr = BLOCK // BK
+    for i in range((end - first) * STEPS):
+        i_row = tl.load(p_rows + i // STEPS)
+        p_tile, stride = block_tile(p_values, p_list, i_row, tl.load(p_rows + live + i // STEPS),
+                                    BLOCK)  # fmt: skip
+        o_row = i % STEPS * BK + o_k
+        grad = tl.load(
+            p_grad + o_m[:, None] * rows + (i_row * BLOCK + o_row)[None, :], mask=m_m, other=0.0
+        )
+        w = tl.load(p_tile + o_row[:, None] * stride + o_n[None, :])
+        acc = dot(grad, w, acc)
+    p_gx = p_out + o_m[:, None] * k + (i_column * BLOCK + o_n)[None, :]
+    tl.store(p_gx, acc.to(p_out.dtype.element_ty), mask=m_m)
+
+
+def _tiles(block: int, m: int, halves: bool) -> dict[str, int]:
+    samples = 16 if m <= 16 else 64 if m <= 64 or not halves else 128
+    return {"BM": samples, "BK": min(block, 64 if halves else 32)}
+
+
+def sparse_linear_dx(
+    grad: torch.Tensor, values: torch.Tensor, pattern: torch.Tensor, out: torch.Tensor
+) -> None:
+    """``grad`` ``[M, O]``, ``out`` ``[M, K]``, ``values`` of one dtype; ``pattern``: blocks.py."""
+    (m, rows), k = grad.shape, out.shape[1]
+    if not out.numel():
+        return
+    block = block_of(pattern.numel(), rows, k, values.numel())
+    tiles = _tiles(block, m, grad.element_size() == 2)
+    _block_dx[(triton.cdiv(m, tiles["BM"]), k // block)](
+        grad, values, pattern, out, m, rows, k, values.numel() // block**2, BLOCK=block, **tiles
+    )  # fmt: skip
+
+
+VARIANTS = [
+    Variant(
+        f"sparse_linear_dx {block} {dtype} M={m}",
+        _block_dx,
+        {**dict.fromkeys(("p_grad", "p_values", "p_out"), f"*{dtype}"), "p_list": "*i32",
+         **dict.fromkeys(("m", "rows", "k", "live"), "i32")},
+        {"BLOCK": block, **_tiles(block, m, dtype != "fp32")},
+        aligned=("rows", "k"),
+        wgmma=dtype != "fp32" and m > 16,
+    )
+    for block in (128, 64, 32)
+    for dtype, m in (("bf16", 4096), ("bf16", 16), ("fp32", 4096))
+]  # fmt: skip
