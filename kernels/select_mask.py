@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .philox import philox_words
+from .philox import philox_words, population
 from .table import device_table
 from .variants import Variant
 
@@ -33,6 +33,7 @@ _BINS = 2048 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) els
 _LEVELS = 3 if _BINS == 2048 else 4
 _CHUNK_UNITS = (64, 512)  # of small and of large lists
 _TILE_UNITS = 32
+_COUNT_WARPS = 8  # with 4 the counting spills in Triton 3.6
 
 # A group's record, int32: the band, what the pass counted, what was found.
 _RECORD = tl.constexpr(8)
@@ -332,19 +333,9 @@ def _pass(
 
 # ------------------------------------------------ 3. the rank among the candidates
 @triton.jit
-def _population(word):
-    """Ones in each int32 word."""
-    word = word.to(tl.uint32, bitcast=True)
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return ((word * 0x01010101) >> 24).to(tl.int32)
-
-
-@triton.jit
 def _place_of_lowest(word):
     """Number of the lowest 1 of a word that has one."""
-    return _population((word & -word) - 1)
+    return population((word & -word) - 1)
 
 
 @triton.jit
@@ -359,7 +350,7 @@ def _gather_chunk(
     for i in range(0, UNITS * 2, TILE * 2):
         o_word = i + tl.arange(0, TILE * 2)
         word = tl.load(p_candidates + o_word)
-        many = _population(word)
+        many = population(word)
         o_slot = slot + tl.cumsum(many) - many
         for j in range(tl.max(many)):
             m_word = word != 0
@@ -467,7 +458,7 @@ def _count(
 # ------------------------------------------------ 4. the words with candidates
 @triton.jit
 def _settle_chunk(
-    p_words, p_candidates, p_keys, p_places, inside, threshold, units,
+    p_words, p_candidates, p_keys, p_places, inside, threshold,
 ):  # fmt: skip
     """Set the candidates above the threshold; ties alone stay candidates. Returns how many."""
     ties = 0
@@ -520,7 +511,7 @@ def _settle(
         ties = _settle_chunk(
             p_words + (i_part * UNITS).to(tl.int64) * 2, p_candidates,
             p_keys + i_chunk.to(tl.int64) * room, p_places + i_chunk.to(tl.int64) * room,
-            inside, threshold, UNITS,
+            inside, threshold,
         )  # fmt: skip
         tl.store(p_ties + i_chunk, ties)
     else:
@@ -574,11 +565,12 @@ def _grant(
         o_word = i + tl.arange(0, TILE * 2)
         m_word = o_word < left
         tied = tl.load(p_candidates + o_word, mask=m_word, other=0)
-        many = _population(tied)
+        many = population(tied)
         earlier = tl.cumsum(many) - many
         share = tl.minimum(tl.maximum(quota - earlier, 0), many)
         if tl.sum(share) > 0:
-            chosen = tl.where(share == many, tied, _lowest_bits(tied, tl.where(share == many, 0, share)))
+            part = _lowest_bits(tied, tl.where(share == many, 0, share))
+            chosen = tl.where(share == many, tied, part)
             word = tl.load(p_words + o_word, mask=m_word, other=0)
             tl.store(p_words + o_word, word | chosen, mask=m_word)
         quota -= tl.sum(many)
@@ -588,7 +580,7 @@ def _grant(
 def _regrant(
     p_table, p_levels, p_candidates, p_ties,
     LAYERS: tl.constexpr, TENSORS: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr,
-    LEVELS: tl.constexpr, LANES: tl.constexpr, CHUNKS: tl.constexpr,
+    LEVELS: tl.constexpr,
 ):  # fmt: skip
     """One program a tensor with taps: in the row where the ties ran out, those of lowest flat index
     instead of the first in the order of the words."""
@@ -622,7 +614,7 @@ def _regrant(
     place = 0
     for i in range(0, UNITS * 2, TILE * 2):
         o_word = i_word + i + tl.arange(0, TILE * 2)
-        many = _population(tl.load(p_candidates + o_word))
+        many = population(tl.load(p_candidates + o_word))
         upto = seen + tl.cumsum(many)
         place += tl.sum((upto < quota).to(tl.int32))
         seen += tl.sum(many)
@@ -636,7 +628,7 @@ def _regrant(
         m_word = o_word < row_units * 2
         tied = tl.load(p_tied + o_word, mask=m_word, other=0)
         word = tl.load(p_words + o_word, mask=m_word, other=0)
-        granted += tl.sum(_population(tied & word))
+        granted += tl.sum(population(tied & word))
         tl.store(p_words + o_word, word & ~tied, mask=m_word)
     tl.debug_barrier()  # the words above are changed below by other threads
     channels = k // taps
@@ -708,7 +700,8 @@ def select_mask(
     many = {"TENSORS": tensors, "LANES": triton.next_power_of_2(tensors), "LAYERS": not together}
     tile = {"UNITS": chunk, "TILE": _TILE_UNITS}
     kind = {"ABS": absolute, "WITHIN": within is not None}
-    ragged = {"RAGGED": any(k % 64 or not (s == 1 or c) for (_, k), (_, _, s, c) in zip(shapes, layouts, strict=True))}
+    dense = [c * s % 64 == 0 and (s == 1 or canonical) for _, c, s, canonical in layouts]
+    ragged = {"RAGGED": not all(dense)}
     counting = {"BINS": _BINS, "LEVELS": _LEVELS}
     _bands[(groups,)](
         table, out if state is None else state, out, records, bins, total,
@@ -723,7 +716,7 @@ def select_mask(
     for level in range(_LEVELS):
         _count[grid](
             table, records, levels, bins, candidates, inside, keys, places,
-            LEVEL=level, **many, **tile, **kind, **counting,
+            LEVEL=level, **many, **tile, **kind, **counting, num_warps=_COUNT_WARPS,
         )  # fmt: skip
     _settle[grid](
         table, records, levels, bins, out, candidates, inside, ties, keys, places,
@@ -732,19 +725,33 @@ def select_mask(
     _grant[grid](table, levels, candidates, ties, **many, **tile, LEVELS=_LEVELS)
     if any(s > 1 for _, _, s, _ in layouts):
         _regrant[(tensors,)](
-            table, levels, candidates, ties, **many, **tile, LEVELS=_LEVELS, CHUNKS=everything
-        )
+            table, levels, candidates, ties, LAYERS=not together, TENSORS=tensors, **tile,
+            LEVELS=_LEVELS,
+        )  # fmt: skip
 
 
 _POINTERS = {
     **dict.fromkeys(("p_groups", "p_levels", "p_counts", "p_candidates", "p_inside"), "*i32"),
     **dict.fromkeys(("p_ties", "p_keys", "p_places", "p_hints", "p_state"), "*i32"),
-    **{"p_table": "*i64", "total": "i32", "count": "i32"},
+    "p_table": "*i64",
+    "total": "i32",
+    "count": "i32",
 }
 _SHIPPED = {
-    **{"TENSORS": 54, "LANES": 64, "LAYERS": True, "UNITS": _CHUNK_UNITS[1], "TILE": _TILE_UNITS},
-    **{"ABS": True, "WITHIN": False, "RAGGED": False, "BINS": _BINS, "LEVELS": _LEVELS},
-    **{"HINTED": True, "SAMPLE": _SAMPLE, "COUNTS": _LEVELS * _BINS, "CHUNKS": 1024, "LEVEL": 0},
+    "TENSORS": 54,
+    "LANES": 64,
+    "LAYERS": True,
+    "UNITS": _CHUNK_UNITS[1],
+    "TILE": _TILE_UNITS,
+    "ABS": True,
+    "WITHIN": False,
+    "RAGGED": False,
+    "BINS": _BINS,
+    "LEVELS": _LEVELS,
+    "HINTED": True,
+    "SAMPLE": _SAMPLE,
+    "COUNTS": _LEVELS * _BINS,
+    "LEVEL": 0,
 }
 
 
@@ -767,9 +774,9 @@ VARIANTS = [
     _variant("bands", _bands, 16),
     _variant("bands sampled", _bands, 16, HINTED=False),
     _variant("bands within", _bands, 16, HINTED=False, WITHIN=True),
-    _variant("count", _count),
-    _variant("count within", _count, WITHIN=True),
-    _variant("count next", _count, LEVEL=1),
+    _variant("count", _count, _COUNT_WARPS),
+    _variant("count within", _count, _COUNT_WARPS, WITHIN=True),
+    _variant("count next", _count, _COUNT_WARPS, LEVEL=1),
     _variant("settle", _settle),
     _variant("settle within", _settle, WITHIN=True, RAGGED=True),
     _variant("grant", _grant),

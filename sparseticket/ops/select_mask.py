@@ -69,7 +69,9 @@ def _floor_on_cuda(scores, words, kept, within, transform, min_keep):
     own = [torch.empty_like(w) for w in words]
     counts = [min(min_keep, s.numel()) for s in scores]
     states = _launch(scores, own, counts, within, None, "layer", transform)
-    others = [~w for w in own] if within is None else [a & ~b for a, b in zip(within, own)]
+    others = (
+        [~w for w in own] if within is None else [a & ~b for a, b in zip(within, own, strict=True)]
+    )
     taken = sum(mask_ops(w, None, "popcount") for w in own)
     state = _launch(scores, words, [kept], others, None, "global", transform, taken)
     for chosen, floor in zip(words, own, strict=True):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparseticket import ops
+from sparseticket.kernels import select_mask as module
 from sparseticket.reference.select_mask import select_mask as reference
 
 TRANSFORMS = ["abs", "identity"]
@@ -36,8 +37,15 @@ SCORES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_tiles(monkeypatch):
+    """The interpreter's time goes by tiles, not by scores; some tests take the shipped sizes."""
+    monkeypatch.setattr(module, "_TILE_UNITS", 64)
+    monkeypatch.setattr(module, "_SAMPLE", 1024)
+
+
 def _counts(n):
-    return sorted({0, min(1, n), n // 3, max(n - 1, 0), n})
+    return sorted({min(1, n), n // 3, n})
 
 
 @pytest.fixture
@@ -65,18 +73,19 @@ def check(device, on_cuda):
 @pytest.mark.parametrize("kind", SCORES)
 def test_words_and_state(check, kind, transform):
     torch.manual_seed(0)
-    for shape in [(17, 63), (4, 70, 3, 2), (30, 320)]:
-        scores = SCORES[kind](shape)
-        for kept in _counts(scores.numel()):
-            check([scores], [kept], None, None, "layer", transform)
+    shapes = [(17, 63), (17, 63), (4, 70, 3, 2), (30, 64), (30, 64)]
+    scores = [SCORES[kind](shape) for shape in shapes]
+    check(scores, [400, 1070, 1, 700, 0], None, None, "layer", transform)
 
 
 @pytest.mark.parametrize("kind", ["random", "ties"])
 def test_shapes_and_memory_formats(check, kind):
     torch.manual_seed(0)
-    scores = [change(SCORES[kind](s)) for s in SHAPES for change in oracle.FORMATS.values()]
-    for part in range(4):
+    scores = [SCORES[kind](s) for s in SHAPES]
+    for part in (0, 2, 3):
         check(scores, [s.numel() * part // 3 for s in scores])
+    scores = [change(s) for s in scores if s.ndim > 1 for change in oracle.FORMATS.values()]
+    check(scores, [s.numel() // 3 for s in scores])
     check([], [])
 
 
@@ -87,9 +96,8 @@ def test_within(check, transform):
         patterns = [next(oracle.patterns(s, name)) for s in SHAPES]
         candidates = [int(mask.sum()) for _, mask, _ in patterns]
         scores = [SCORES["ties"](s) for s in SHAPES]
-        for part in range(3):
-            kept = [c * part // 2 for c in candidates]
-            check(scores, kept, [w for *_, w in patterns], None, "layer", transform)
+        kept = [c // 2 for c in candidates]
+        check(scores, kept, [w for *_, w in patterns], None, "layer", transform)
 
 
 def _list(kind):
@@ -101,7 +109,7 @@ def _list(kind):
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("kind", ["random", "ties", "constant", "zeros", "nan"])
+@pytest.mark.parametrize("kind", ["random", "ties", "nan"])
 def test_global_scope(check, kind, transform):
     torch.manual_seed(0)
     scores, within, candidates = _list(kind)
@@ -110,33 +118,33 @@ def test_global_scope(check, kind, transform):
             check(scores, [kept], masks, None, "global", transform)
 
 
-@pytest.mark.parametrize("kind", ["random", "ties", "constant"])
+@pytest.mark.parametrize("kind", ["random", "ties"])
 def test_min_keep(check, kind):
     torch.manual_seed(0)
     scores, within, candidates = _list(kind)
     scores = [s * 10.0 ** (-i % 3) for i, s in enumerate(scores)]
     for masks, available in ((None, [s.numel() for s in scores]), (within, candidates)):
-        for least in (1, 7, 100):
-            forced = sum(min(least, a) for a in available)
-            for kept in sorted({forced, (forced + sum(available)) // 2, sum(available)}):
-                if masks is None or kept >= sum(min(least, s.numel()) for s in scores):
-                    check(scores, [kept], masks, None, "global", "abs", least)
+        for least, share in ((1, 0.4), (7, 0.7), (100, 0.0), (100, 1.0)):
+            forced = sum(min(least, s.numel()) for s in scores)
+            kept = max(forced, int(share * sum(available)))
+            check(scores, [kept], masks, None, "global", "abs", least)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("kind", ["random", "ties", "denormal"])
+@pytest.mark.parametrize("kind", ["random", "denormal"])
 def test_a_hint_changes_nothing(check, kind, transform):
     torch.manual_seed(0)
-    scores = [SCORES[kind](s) for s in ((17, 63), (13107,), (8, 3, 3, 3))]
+    scores = [SCORES[kind](s) for s in ((17, 63), (8, 3, 3, 3))]
     bits = torch.tensor([NAN, torch.inf, -torch.inf, -0.0, TINY, 3e38, -1.0]).view(torch.int32)
     patterns = [*bits.tolist(), -1, -(2**31), 2**31 - 1, 0x7F80_0001]
-    for scope, kept in (("layer", [300, 4000, 7]), ("global", [4000])):
-        right = check(scores, kept, None, None, scope, transform).cpu()
-        near = right + torch.tensor([3, 0], dtype=torch.int32)
-        absurd = [torch.full_like(right, p) for p in patterns]
-        unfit = [right[:0], right.flatten()]
-        for hint in (right, near, oracle.FORMATS["sliced"](right), *absurd, *unfit):
-            check(scores, kept, None, hint, scope, transform)
+    right = check(scores, [300, 7], None, None, "layer", transform).cpu()
+    near = right + torch.tensor([3, 0], dtype=torch.int32)
+    absurd = [torch.full_like(right, p) for p in patterns]
+    unfit = [right[:0], right.flatten()]
+    for hint in (right, near, oracle.FORMATS["sliced"](right), *absurd, *unfit):
+        check(scores, [300, 7], None, hint, "layer", transform)
+    for hint in (near[:1], absurd[0][:1], absurd[-1][:1]):
+        check(scores, [300], None, hint, "global", transform)
 
 
 def test_paths(check, launches, monkeypatch):
@@ -153,17 +161,17 @@ def test_paths(check, launches, monkeypatch):
         assert launches == first
 
 
-def test_large_chunks(check, monkeypatch):
-    """As large lists are cut: fewer chunks, several tiles each."""
-    from sparseticket.kernels import select_mask as module
-
-    monkeypatch.setattr(module, "_CHUNK_UNITS", (512, 512))
+@pytest.mark.parametrize("chunk", [64, 512])
+@pytest.mark.parametrize("kind", ["random", "ties", "constant"])
+def test_shipped_sizes(check, monkeypatch, kind, chunk):
+    """Several chunks of several tiles each."""
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_CHUNK_UNITS", (chunk, chunk))
     torch.manual_seed(0)
-    for kind in ("random", "ties", "constant"):
-        scores = [SCORES[kind](s) for s in ((300, 437), (64, 64, 3, 3), (70000,))]
-        scores[1] = scores[1].contiguous(memory_format=torch.channels_last)
-        check(scores, [s.numel() // 3 for s in scores])
-        check(scores, [100000], None, None, "global")
+    scores = [SCORES[kind](s) for s in ((1, chunk * 70), (24, 64, 3, 3), (31, 131))]
+    scores[1] = scores[1].contiguous(memory_format=torch.channels_last)
+    check(scores, [s.numel() // 3 for s in scores])
+    check(scores, [10000], None, None, "global")
 
 
 def test_runs_alike(device, on_cuda):
