@@ -9,7 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["decode", "interleave", "normal_values", "philox_words", "sign_word", "uniform_values"]
+__all__ = [
+    "decode",
+    "interleave",
+    "normal_values",
+    "philox_words",
+    "population",
+    "sign_word",
+    "uniform_values",
+]
 
 _MULTIPLIER = tl.constexpr(0xD256D193)
 _WEYL = tl.constexpr(0x9E3779B9)
@@ -47,6 +55,16 @@ def sign_word(word):
     """A Philox word as a sign word in plain order (bit k of it is the sign of weight k)."""
     word = interleave(word)
     return (word << 16) | (word >> 16)
+
+
+@triton.jit
+def population(word):
+    """Ones in each int32 word."""
+    word = word.to(tl.uint32, bitcast=True)
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit

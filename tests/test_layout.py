@@ -203,17 +203,9 @@ _COMPOSED = "its forward is the masked_* and ticket_* kernels, its backward dens
 NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get the reference
     **dict.fromkeys(
         [
-            *(
-                "conv2d_flip",
-                "gather_live",
-                "mask_ops",
-                "pack_mask",
-                "popup_conv2d",
-                "popup_linear",
-                "popup_linear_ds",
-            ),
-            *("popup_step", "scatter_live", "select_mask", "sign_words", "sparse_conv2d"),
-            *("sparse_conv2d_dw", "ticket_conv2d", "ticket_linear", "unpack_mask"),
+            *("conv2d_flip", "gather_live", "popup_conv2d", "popup_linear", "popup_linear_ds"),
+            *("popup_step", "scatter_live", "sparse_conv2d", "sparse_conv2d_dw"),
+            *("ticket_conv2d", "ticket_linear"),
         ],
         "not written yet",
     ),
