@@ -204,13 +204,14 @@ NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get th
     **dict.fromkeys(
         [
             *("apply_mask", "conv2d_flip", "gather_live", "mask_ops", "masked_conv2d"),
-            *("masked_linear", "pack_mask", "popup_conv2d", "popup_linear", "popup_linear_ds"),
+            *("masked_linear", "pack_mask"),
             *("popup_step", "scatter_live", "select_mask", "sign_words", "sparse_conv2d"),
             *("sparse_conv2d_dw", "sparse_linear", "sparse_linear_dw", "sparse_linear_dx"),
-            *("ticket_conv2d", "ticket_linear", "unpack_mask"),
+            *("ticket_conv2d", "unpack_mask"),
         ],
         "not written yet",
     ),
+    **dict.fromkeys(["popup_conv2d", "popup_linear"], _COMPOSED),
     **dict.fromkeys(["rice_decode", "rice_encode"], "of ticket files, on the CPU by nature"),
     **dict.fromkeys(["conv2d_taps", "sparse_pattern", "ticket_codes"], "for CPU kernels only"),
 }
@@ -225,6 +226,7 @@ HELPERS = {  # a file in a column that is no op and why
     ("reference", "philox"): "the generator that sign_words and regenerate share",
     ("reference", "layout"): "the canonical form that all of them share",
     ("kernels", "philox"): "the generator and the decode recipe that they share",
+    ("kernels", "tuning"): "the block sizes that ship for each GPU",
     ("kernels", "variants"): "what a kernel file says of its configurations",
     ("csrc/core", "conv_code"): "machine code of sparse_conv2d on AVX-512",
     ("csrc/core", "table"): "the list of the kernels of one ISA level",
