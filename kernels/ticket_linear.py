@@ -20,6 +20,8 @@ __all__ = [
     "VARIANTS",
     "aligned",
     "dot",
+    "split",
+    "sum_splits",
     "ticket_config",
     "ticket_linear",
     "ticket_tile",
@@ -213,7 +215,7 @@ def ticket_linear(
     """
     if not y.numel():
         return
-    config = config or ticket_config(x, transposed)
+    config = config or ticket_config(x.shape[0], x.dtype, x.device, transposed)
     p_words, p_signs = (aligned(t) if t is not None else x for t in (words, signs))
     rows, row_words = (signs if words is None else words).shape
     m, inputs, outputs = *x.shape, y.shape[1]
@@ -234,30 +236,36 @@ def ticket_linear(
             **blocks, GROUP=config.group, BIASED=biased, EVEN=inputs % config.BR == 0, **flags,
         )  # fmt: skip
         return
-    steps, splits = _split(triton.cdiv(inputs, config.BR), tiles[0] * tiles[1], config.programs)
+    steps, splits = split(triton.cdiv(inputs, config.BR), tiles[0] * tiles[1], config.programs)
     parts = y if splits == 1 else x.new_empty(splits, m, outputs, dtype=torch.float32)
     _skinny[(*tiles, splits)](
         x, p_words, p_signs, p_bias, parts, *sizes, steps, key, high, sigma / 2,
         **blocks, BIASED=biased and splits == 1, **flags,
     )  # fmt: skip
     if splits > 1:
-        _sum_splits[(triton.cdiv(y.numel(), _SUM_BLOCK),)](
-            parts, p_bias, y, y.numel(), outputs, splits, BIASED=biased, BLOCK=_SUM_BLOCK
-        )
+        sum_splits(parts, bias, y)
 
 
-def _split(steps: int, tiles: int, programs: int) -> tuple[int, int]:
+def sum_splits(parts: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """``y[..., O] = parts[0] + parts[1] + ... + bias``, the parts fp32."""
+    _sum_splits[(triton.cdiv(y.numel(), _SUM_BLOCK),)](
+        parts, y if bias is None else bias, y, y.numel(), y.shape[-1], parts.shape[0],
+        BIASED=bias is not None, BLOCK=_SUM_BLOCK,
+    )  # fmt: skip
+
+
+def split(steps: int, tiles: int, programs: int) -> tuple[int, int]:
     """(steps of a split, splits) so that about ``programs`` programs run, none without a step."""
     splits = min(max(programs // tiles, 1), max(steps, 1))
     each = max(triton.cdiv(steps, splits), 1)
     return each, max(triton.cdiv(steps, each), 1)
 
 
-def ticket_config(x: torch.Tensor, transposed: bool) -> Config:
-    """The configuration shipped for x ``[m, inputs]`` on its device."""
-    half = "" if x.dtype != torch.float32 else " fp32"
+def ticket_config(rows: int, dtype: torch.dtype, device: torch.device, transposed: bool) -> Config:
+    """The configuration shipped for x ``[rows, inputs]`` of this dtype on this device."""
     way = " transposed" if transposed else ""
-    return tuned(f"ticket_linear{way}{half}", x.shape[0], x.device)
+    kind = " fp32" if dtype == torch.float32 else ""
+    return tuned(f"ticket_linear{way}{kind}", rows, device)
 
 
 def aligned(words: torch.Tensor) -> torch.Tensor:

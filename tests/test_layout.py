@@ -207,7 +207,7 @@ NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get th
             *("masked_linear", "pack_mask"),
             *("popup_step", "scatter_live", "select_mask", "sign_words", "sparse_conv2d"),
             *("sparse_conv2d_dw", "sparse_linear", "sparse_linear_dw", "sparse_linear_dx"),
-            *("ticket_conv2d", "unpack_mask"),
+            "unpack_mask",
         ],
         "not written yet",
     ),

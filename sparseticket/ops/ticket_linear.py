@@ -25,9 +25,8 @@ VECTOR_ROWS = 6  # and up to which codes are looked up row by row, as in csrc/co
 
 # On a GPU: batch rows up to which decoding in the kernel is faster than writing W*mask first and
 # reading it again (4 bytes a weight, 0.9 ps), if the product loses 15 % to cuBLAS; computed, not
-# measured yet. And the rows that the kernel for few rows takes.
+# measured yet.
 GPU_ROWS = {torch.float16: 2048, torch.bfloat16: 2048, torch.float32: 64}
-SKINNY_ROWS = 64
 
 
 def ticket_choice(op, x, outputs, dist, words, signs, codes, transposed=False) -> Choice:
@@ -155,8 +154,10 @@ def _from_planes(x, words, signs, bias, outputs, seed, layer, sigma):
     return fused_linear(kernel, x, outputs, bias)
 
 
-def cuda_choice(op, x, dist) -> Choice:
+def cuda_choice(op, x, dist, transposed=False) -> Choice:
     """How ``x[..., inputs]`` meets frozen weights on a GPU. Computed, not measured yet."""
+    from sparseticket.kernels.ticket_linear import ticket_config
+
     rows = math.prod(x.shape[:-1])
     most = GPU_ROWS.get(x.dtype)
     if dist != "signed_constant":
@@ -165,12 +166,24 @@ def cuda_choice(op, x, dist) -> Choice:
         return Choice(op, "materialised", f"the Triton kernels take no {x.dtype}")
     if rows > most:
         return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
-    kernel = "skinny" if rows <= SKINNY_ROWS else "gemm"
+    kernel = ticket_config(rows, x.dtype, x.device, transposed).kernel
     return Choice(op, f"Triton {kernel}", f"{rows} rows: weights decoded in the kernel")
 
 
-def _choose_cuda(x, words, bias, seed, layer, dist, *rest, **derived):
-    return cuda_choice("ticket_linear", x, dist)
+def _choose_cuda(
+    x,
+    words,
+    bias,
+    seed,
+    layer,
+    dist,
+    sigma,
+    signs=None,
+    codes=None,
+    codes_t=None,
+    columns=None,
+):
+    return cuda_choice("ticket_linear", x, dist, columns is not None)
 
 
 def _cuda(

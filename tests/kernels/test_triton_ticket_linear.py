@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from sparseticket import ops, prng
-from sparseticket.kernels.ticket_linear import ticket_config
 from sparseticket.kernels.ticket_linear import ticket_linear as launch
 from sparseticket.kernels.tuning import Config, architectures, configs
 from sparseticket.reference.ticket_linear import ticket_linear as reference
@@ -132,7 +131,13 @@ def test_shipped_configurations(architecture):
             assert c.kernel in ("skinny", "gemm") and (c.kernel == "gemm" or c.programs > 1)
 
 
-def test_choice_by_rows(device):
-    few, many = torch.empty(3, 8), torch.empty(10**6, 8)
-    assert ticket_config(few, False).kernel == "skinny"
-    assert ticket_config(many.half(), False).kernel == "gemm"
+def test_choice_by_rows():
+    module = oracle.module_of("ticket_linear")
+
+    def chosen(rows, dtype=torch.bfloat16, dist="signed_constant"):
+        x = torch.empty(rows, 8, dtype=dtype, device="meta")
+        return module.cuda_choice("ticket_linear", x, dist).kernel
+
+    assert chosen(1) == chosen(1, torch.float32) == "Triton skinny"
+    assert chosen(2048) == "Triton gemm"
+    assert chosen(2049) == chosen(1, torch.float64) == chosen(1, dist="normal") == "materialised"
