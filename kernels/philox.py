@@ -16,6 +16,7 @@ __all__ = [
     "philox_words",
     "population",
     "sign_word",
+    "tile_sign",
     "uniform_values",
 ]
 
@@ -68,22 +69,15 @@ def population(word):
 
 
 @triton.jit
-def _pair(fields, shift: tl.constexpr, dtype: tl.constexpr):
-    """Weights 2f and 2f+1 of every word: ``[..., 2]``, 0x4000 being 2.0 in both half precisions."""
-    both = (fields << shift) & 0xC000C000
-    low = (both & 0xFFFF).to(tl.uint16).to(dtype, bitcast=True)
-    high = (both >> 16).to(tl.uint16).to(dtype, bitcast=True)
-    return tl.join(low, high)
+def tile_sign(word):
+    """Inverse of :func:`sign_word`: a stored sign word as :func:`decode` takes it."""
+    return interleave((word << 16) | (word >> 16))
 
 
 @triton.jit
-def _sixteen(fields, dtype: tl.constexpr):
-    """The sixteen weights of a word's fields: ``[..., 2 (half), 2 (f0), 2 (f1), 2 (f2)]``."""
-    f0 = tl.join(_pair(fields, 14, dtype), _pair(fields, 12, dtype))
-    f1 = tl.join(_pair(fields, 10, dtype), _pair(fields, 8, dtype))
-    f2 = tl.join(_pair(fields, 6, dtype), _pair(fields, 4, dtype))
-    f3 = tl.join(_pair(fields, 2, dtype), _pair(fields, 0, dtype))
-    return tl.join(tl.join(f0, f1), tl.join(f2, f3))
+def _pairs(fields, shift: tl.constexpr):
+    """Weights k and k + 1 in the halves of a word; 0x4000 is 2.0 in both half precisions."""
+    return (fields << shift) & 0xC000C000
 
 
 @triton.jit
@@ -92,16 +86,28 @@ def decode(mask, signs, dtype: tl.constexpr, transposed: tl.constexpr):
 
     ``mask`` and ``signs`` (interleaved) are ``[N, K/32]`` and make ``[N, K]``; ``transposed``:
     they are ``[K/32, N]`` and make ``[K, N]``. A thread owns whole words, so that nothing is
-    hashed twice, and the joins cost no instruction.
+    hashed twice, and the joins cost no instruction: they run from the highest bit of k to the
+    lowest, so that neighbours lie in one register and go to shared memory sixteen bytes at a time.
     """
     even = (mask & 0x55555555) | (signs & 0xAAAAAAAA)  # weights 0..15: (sign, mask) pairs
     odd = ((mask >> 1) & 0x55555555) | ((signs << 1) & 0xAAAAAAAA)  # weights 16..31
-    tile = tl.join(_sixteen(even, dtype), _sixteen(odd, dtype))
+    both = tl.join(even, odd)
+    low = tl.join(
+        tl.join(_pairs(both, 14), _pairs(both, 6)), tl.join(_pairs(both, 10), _pairs(both, 2))
+    )
+    high = tl.join(
+        tl.join(_pairs(both, 12), _pairs(both, 4)), tl.join(_pairs(both, 8), _pairs(both, 0))
+    )
+    tile = tl.join(low, high)  # [..., k bit 4, bit 3, bit 2, bit 1]
+    tile = tl.join((tile & 0xFFFF).to(tl.uint16), (tile >> 16).to(tl.uint16))
     rows: tl.constexpr = mask.shape[0]
     columns: tl.constexpr = mask.shape[1]
     if transposed:
-        return tl.reshape(tl.permute(tile, (0, 6, 5, 4, 3, 2, 1)), (rows * 32, columns))
-    return tl.reshape(tl.permute(tile, (0, 1, 6, 5, 4, 3, 2)), (rows, columns * 32))
+        tile = tl.reshape(tl.permute(tile, (0, 2, 3, 4, 5, 6, 1)), (rows * 32, columns))
+    else:
+        tile = tl.reshape(tile, (rows, columns * 32))
+    # after the reshape: between it and a dot, it keeps Triton from rewriting the pair
+    return tile.to(dtype, bitcast=True)
 
 
 @triton.jit

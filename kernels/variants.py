@@ -27,3 +27,4 @@ class Variant(NamedTuple):
     wgmma: bool = False  # must use the Hopper tensor cores where compiled for sm_90
     unaligned: tuple[str, ...] = ()  # pointers that need not be aligned to 16 bytes
     aligned: tuple[str, ...] = ()  # integers that are multiples of 16
+    targets: tuple[str, ...] = ()  # the GPUs it ships for; empty: all

@@ -127,7 +127,7 @@ def _contents(wheel: Path) -> list[str]:
 
 def _expected_in_wheel(tree_names: set[str]) -> set[str]:
     python = {n for n in tree_names if n.startswith("sparseticket/") and n.endswith(".py")}
-    kernels = {n for n in tree_names if n.startswith("kernels/") and n.endswith(".py")}
+    kernels = {n for n in tree_names if n.startswith("kernels/") and n.endswith((".py", ".json"))}
     assert len(python) > 40
     assert "kernels/__init__.py" in kernels
     data = {"sparseticket/normal_quantiles.f32", "sparseticket/py.typed"}

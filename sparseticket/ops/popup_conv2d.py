@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from sparseticket.reference import popup_conv2d as _reference
 
-from ._dispatch import C, cap, define, nthreads
+from ._dispatch import C, Choice, cap, define, nthreads
 from .masked_conv2d import (
     check_conv,
     conv_backward,
@@ -61,6 +61,33 @@ def _cpu(
     return fused_conv(kernel, x, scores.shape, bias, *geometry, last)
 
 
+def _choose_cuda(x, weight, *rest) -> Choice:
+    source = "regenerated" if weight is None else "masked"
+    return Choice("popup_conv2d", "materialised", f"cuDNN on W*mask, {source} in one launch")
+
+
+def _cuda(
+    x,
+    weight,
+    scores,
+    words,
+    bias,
+    transform,
+    seed,
+    layer,
+    sigma,
+    stride,
+    padding,
+    dilation,
+    groups,
+    raw_grad=False,
+):
+    geometry = (stride, padding, dilation, groups)
+    _check(x, weight, scores, words, bias, transform, seed, *geometry)
+    dense = frozen_weight(x, weight, scores, words, seed, layer, sigma)
+    return dense_conv(x, dense, bias, *geometry)
+
+
 def _meta(
     x,
     weight,
@@ -111,4 +138,6 @@ popup_conv2d = define(
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

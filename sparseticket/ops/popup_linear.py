@@ -15,7 +15,7 @@ from .masked_linear import (
 )
 from .popup_linear_ds import popup_linear_ds
 from .regenerate import check_recipe, regenerate
-from .ticket_linear import ticket_choice, ticket_linear
+from .ticket_linear import cuda_choice, ticket_choice, ticket_linear
 
 __all__ = ["frozen_weight", "popup_linear", "score_grads"]
 
@@ -96,6 +96,19 @@ def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad
     return masked_linear_cpu(x, weight, words, bias)
 
 
+def _choose_cuda(x, weight, scores, words, *rest) -> Choice:
+    if weight is None:
+        return cuda_choice("popup_linear", x, "signed_constant")
+    return Choice("popup_linear", "masked_linear", "a dense weight: see explain of that op")
+
+
+def _cuda(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
+    _check(x, weight, scores, words, bias, transform, seed)
+    if weight is None:
+        return ticket_linear(x, words, bias, seed, layer, "signed_constant", sigma)
+    return masked_linear(x, weight, words, bias)
+
+
 def _meta(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
     _check(x, weight, scores, words, bias, transform, seed)
     return x.new_empty(*x.shape[:-1], scores.shape[0])
@@ -134,4 +147,6 @@ popup_linear = define(
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

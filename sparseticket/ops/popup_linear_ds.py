@@ -6,11 +6,15 @@ from sparseticket import prng
 from sparseticket.reference import popup_linear_ds as _reference
 from sparseticket.reference.popup_linear import popup_score_grad
 
-from ._dispatch import C, cap, define, nthreads
+from ._dispatch import C, Choice, cap, define, nthreads
 from .masked_linear import grad_weight
 from .regenerate import check_recipe, regenerate
+from .ticket_linear import as_stored
 
 __all__ = ["popup_linear_ds"]
+
+# On a GPU: weights from which the fused kernel has a tile for every multiprocessor of a large one.
+FUSED_WEIGHTS = 2**22
 
 
 def _check(grad, x, scores, transform, seed):
@@ -36,6 +40,46 @@ def _cpu(grad, x, scores, transform, seed, layer, sigma):
         cap(dense), cap(scores.contiguous()), transform == "abs", sigma, key, high, nthreads()
     )
     return dense
+
+
+def cuda_choice(x, scores) -> Choice:
+    """Fused or composed, on a GPU. Computed, not measured yet."""
+    op, weights = "popup_linear_ds", scores.numel()
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return Choice(op, "composed", f"{x.dtype}: dense product, then W*sign(s)")
+    if weights < FUSED_WEIGHTS:
+        return Choice(op, "composed", f"{weights} weights < {FUSED_WEIGHTS}: too few tiles")
+    return Choice(op, "Triton fused", f"{weights} weights: signs in the epilogue of the product")
+
+
+def _choose_cuda(grad, x, scores, *rest) -> Choice:
+    return cuda_choice(x, scores)
+
+
+def _cuda(grad, x, scores, transform, seed, layer, sigma):
+    _check(grad, x, scores, transform, seed)
+    if cuda_choice(x, scores).kernel == "composed":
+        recipe = (seed, layer, scores.shape, "signed_constant", sigma)
+        weight = regenerate(*recipe, dtype=x.dtype, device=x.device)
+        return popup_score_grad(grad_weight(grad, x), weight, scores, transform).contiguous()
+    from sparseticket.kernels.popup_linear_ds import popup_linear_ds as launch
+
+    grad2d, x2d = (
+        t.reshape(-1, n).contiguous() for t, n in zip((grad, x), scores.shape, strict=True)
+    )
+    out = torch.empty(scores.shape, dtype=scores.dtype, device=x.device)
+    key, high = prng.stream_key(seed, layer, "sign")
+    launch(
+        grad2d,
+        x2d,
+        scores.contiguous(),
+        out,
+        transform == "abs",
+        as_stored(sigma, x.dtype),
+        key,
+        high,
+    )
+    return out
 
 
 def _meta(grad, x, scores, transform, seed, layer, sigma):
@@ -72,4 +116,6 @@ popup_linear_ds = define(
     meta=_meta,
     backward=_backward,
     setup_context=_setup,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

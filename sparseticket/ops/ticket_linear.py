@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -13,7 +14,7 @@ from .masked_linear import check_linear, fused_linear, grad_bias
 from .regenerate import check_recipe, regenerate
 from .ticket_codes import check_codes, planes_of, ticket_codes
 
-__all__ = ["ticket_choice", "ticket_linear"]
+__all__ = ["as_stored", "cuda_choice", "ticket_choice", "ticket_linear", "ticket_linear_cuda"]
 
 # The static table, from rows of bench/results: looking up beats W*mask and a dense product
 LOOKUP_ROWS = {torch.float32: 2**62, torch.bfloat16: 128}  # up to so many batch rows,
@@ -21,6 +22,11 @@ LARGE_OUTPUTS = 1000  # or any number from so many outputs on
 LOOKUP_OUTPUTS = 64  # that share a table of sums of a panel of batch rows
 PLANE_ROWS = 2  # batch rows up to which it does not pay to pack codes for this call
 VECTOR_ROWS = 6  # and up to which codes are looked up row by row, as in csrc/core/ticket_linear.cpp
+
+# On a GPU: batch rows up to which decoding in the kernel is faster than writing W*mask first and
+# reading it again (4 bytes a weight, 0.9 ps), if the product loses 15 % to cuBLAS; computed, not
+# measured yet.
+GPU_ROWS = {torch.float16: 2048, torch.bfloat16: 2048, torch.float32: 64}
 
 
 def ticket_choice(op, x, outputs, dist, words, signs, codes, transposed=False) -> Choice:
@@ -148,6 +154,76 @@ def _from_planes(x, words, signs, bias, outputs, seed, layer, sigma):
     return fused_linear(kernel, x, outputs, bias)
 
 
+def cuda_choice(op, x, dist, transposed=False) -> Choice:
+    """How ``x[..., inputs]`` meets frozen weights on a GPU. Computed, not measured yet."""
+    from sparseticket.kernels.ticket_linear import ticket_config
+
+    rows = math.prod(x.shape[:-1])
+    most = GPU_ROWS.get(x.dtype)
+    if dist != "signed_constant":
+        return Choice(op, "materialised", f"only signed_constant is decoded in the kernel: {dist}")
+    if most is None:
+        return Choice(op, "materialised", f"the Triton kernels take no {x.dtype}")
+    if rows > most:
+        return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
+    kernel = ticket_config(rows, x.dtype, x.device, transposed).kernel
+    return Choice(op, f"Triton {kernel}", f"{rows} rows: weights decoded in the kernel")
+
+
+def _choose_cuda(
+    x,
+    words,
+    bias,
+    seed,
+    layer,
+    dist,
+    sigma,
+    signs=None,
+    codes=None,
+    codes_t=None,
+    columns=None,
+):
+    return cuda_choice("ticket_linear", x, dist, columns is not None)
+
+
+def _cuda(
+    x,
+    words,
+    bias,
+    seed,
+    layer,
+    dist,
+    sigma,
+    signs=None,
+    codes=None,
+    codes_t=None,
+    columns=None,
+):
+    rows, k = _shape(x, words, bias, seed, dist, signs, codes, codes_t, columns)
+    if cuda_choice("ticket_linear", x, dist).kernel == "materialised":
+        weight = _weight(x, words, rows, k, seed, layer, dist, sigma)
+        return F.linear(x, weight if columns is None else weight.t(), bias)
+    return ticket_linear_cuda(x, words, signs, bias, seed, layer, sigma, rows, columns)
+
+
+def ticket_linear_cuda(x, words, signs, bias, seed, layer, sigma, rows, columns=None):
+    """The Triton kernels on checked arguments."""
+    from sparseticket.kernels.ticket_linear import ticket_linear as launch
+
+    x2d = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
+    y = x.new_empty(x2d.shape[0], rows if columns is None else columns)
+    words, signs, bias = (None if t is None else t.contiguous() for t in (words, signs, bias))
+    key, high = prng.stream_key(seed, layer, "sign")
+    launch(x2d, words, signs, bias, y, as_stored(sigma, x.dtype), key, high, columns is not None)
+    return y.view(*x.shape[:-1], y.shape[1])
+
+
+@functools.lru_cache(1024)
+def as_stored(sigma, dtype):
+    """sigma as a weight of this dtype holds it."""
+    return float(torch.tensor(sigma, dtype=torch.float32).to(dtype))
+
+
 def _meta(
     x,
     words,
@@ -190,4 +266,6 @@ ticket_linear = define(
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )
