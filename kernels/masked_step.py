@@ -11,42 +11,12 @@ import triton
 import triton.language as tl
 
 from .apply_mask import all_of, live_bits
-from .table import device_table
+from .updates import BLOCK, BY_NAME, block_start, layout_of, pointer, stepped, update_table
 from .variants import Variant
 
 __all__ = ["VARIANTS", "masked_step"]
 
-_BLOCK = 2048
-# Columns of the table of tensors; the first six hold addresses, in the order of the op's lists.
-_ADDRESSES = 6
-_SIZE, _K, _CHANNELS, _TAPS, _FIRST = (tl.constexpr(_ADDRESSES + i) for i in range(5))
 _SHADOW_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-@triton.jit
-def _pointer(p_column, i_column: tl.constexpr, tensors, dtype: tl.constexpr, ALIGNED: tl.constexpr):
-    pointer = tl.load(p_column + i_column * tensors).to(tl.pointer_type(dtype))
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer
-
-
-@triton.jit
-def _stepped(
-    weight, grad, held, square, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
-    ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
-):  # fmt: skip
-    """torch's formulas, operation by operation: (weight, first moment, second moment)."""
-    if ADAM:
-        held += beta1_rest * (grad - held)
-        square = square * beta2 + (beta2_rest * grad) * grad
-        size = tl.div_rn(tl.sqrt_rn(square), tl.zeros_like(square) + root) + eps
-        return weight * decay - tl.div_rn(lr * held, size), held, square
-    grad += decay * weight
-    if MOMENTUM:
-        held = held * beta1 + grad
-        grad = grad + beta1 * held if NESTEROV else held
-    return weight - lr * grad, held, square
 
 
 @triton.jit
@@ -55,18 +25,15 @@ def _step_block(
     ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, SHADOW: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    k = tl.load(p_column + _K * tensors).to(tl.int32)
-    channels = tl.load(p_column + _CHANNELS * tensors).to(tl.int32)
-    taps = tl.load(p_column + _TAPS * tensors).to(tl.int32)
-    p_words = _pointer(p_column, 5, tensors, tl.int32, False)
+    k, channels, taps = layout_of(p_column, tensors)
     i_row = start // k
-    p_row = p_words + i_row * ((k + 63) // 64 * 2)
+    p_row = pointer(p_column, 5, tensors, tl.int32, False) + i_row * ((k + 63) // 64 * 2)
     live = live_bits(p_row, (start - i_row * k).to(tl.int32) + o, k, channels, taps, m)
 
-    p_weight = _pointer(p_column, 0, tensors, tl.float32, ALIGNED) + start + o
-    p_grad = _pointer(p_column, 1, tensors, tl.float32, ALIGNED) + start + o
-    p_held = _pointer(p_column, 2, tensors, tl.float32, ALIGNED) + start + o
-    p_square = _pointer(p_column, 3, tensors, tl.float32, ALIGNED) + start + o
+    p_weight = pointer(p_column, 0, tensors, tl.float32, ALIGNED) + start + o
+    p_grad = pointer(p_column, 1, tensors, tl.float32, ALIGNED) + start + o
+    p_held = pointer(p_column, 2, tensors, tl.float32, ALIGNED) + start + o
+    p_square = pointer(p_column, 3, tensors, tl.float32, ALIGNED) + start + o
     weight = tl.load(p_weight, mask=m, other=0.0)
     grad = tl.where(live, tl.load(p_grad, mask=m, other=0.0), 0.0)
     held = tl.zeros_like(weight)
@@ -75,7 +42,7 @@ def _step_block(
         held = tl.where(live, tl.load(p_held, mask=m, other=0.0), 0.0)
     if ADAM:
         square = tl.where(live, tl.load(p_square, mask=m, other=0.0), 0.0)
-    made, held, square = _stepped(
+    made, held, square = stepped(
         weight, grad, held, square, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
         ADAM, MOMENTUM, NESTEROV,
     )  # fmt: skip
@@ -85,7 +52,7 @@ def _step_block(
     if ADAM:
         tl.store(p_square, square, mask=m)
     if SHADOW is not None:
-        p_shadow = _pointer(p_column, 4, tensors, SHADOW, ALIGNED) + start + o
+        p_shadow = pointer(p_column, 4, tensors, SHADOW, ALIGNED) + start + o
         tl.store(p_shadow, tl.where(live, made, 0.0).to(SHADOW), mask=m)
 
 
@@ -95,14 +62,7 @@ def _masked_step(
     ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, SHADOW: tl.constexpr,
     ALIGNED: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i_block = tl.program_id(0)
-    o_tensor = tl.arange(0, LANES)
-    first = tl.load(p_table + _FIRST * tensors + o_tensor, mask=o_tensor < tensors, other=2**62)
-    i_tensor = tl.sum((first <= i_block).to(tl.int32)) - 1
-    p_column = p_table + i_tensor
-    start = (i_block - tl.load(p_column + _FIRST * tensors)) * BLOCK
-    start = tl.multiple_of(start, BLOCK)
-    size = tl.load(p_column + _SIZE * tensors)
+    p_column, start, size = block_start(p_table, tensors, LANES, BLOCK)
     o = tl.arange(0, BLOCK)
     if start + BLOCK <= size:
         _step_block(
@@ -127,39 +87,22 @@ def masked_step(
     """``flat``: weights, gradients, first moments, second moments, shadows, each a list of 1-D
     tensors in memory order, the last three possibly empty. ``layouts``: rows, channels, taps.
     ``rule``: the numbers of ``popup_step.update_rule``."""
-    chosen = [i for i, weight in enumerate(flat[0]) if weight.numel()]
-    if not chosen:
+    made = update_table([*flat, words], layouts)
+    if made is None:
         return
-    columns = [[tensors[i].data_ptr() if tensors else 0 for i in chosen] for tensors in flat]
-    aligned = not any(address % 16 for column in columns for address in column)
-    sizes, firsts, blocks = [flat[0][i].numel() for i in chosen], [], 0
-    for size in sizes:
-        firsts.append(blocks)
-        blocks += triton.cdiv(size, _BLOCK)
-    layout = [layouts[i] for i in chosen]
-    columns += [
-        [words[i].data_ptr() for i in chosen],
-        sizes,
-        [channels * taps for _, channels, taps in layout],
-        [channels for _, channels, _ in layout],
-        [taps for _, _, taps in layout],
-        firsts,
-    ]
-    table = device_table([value for column in columns for value in column], flat[0][0].device)
+    table, blocks, constants, chosen = made
     _masked_step[(blocks,)](
         table, len(chosen), *rule,
         ADAM=adam, MOMENTUM=bool(flat[2]), NESTEROV=nesterov,
-        SHADOW=_SHADOW_TYPES[flat[4][0].dtype] if flat[4] else None,
-        ALIGNED=aligned, LANES=triton.next_power_of_2(len(chosen)), BLOCK=_BLOCK,
+        SHADOW=_SHADOW_TYPES[flat[4][0].dtype] if flat[4] else None, **constants,
     )  # fmt: skip
 
 
-_NUMBERS = ("lr", "decay", "beta1", "beta1_rest", "beta2", "beta2_rest", "eps", "root")
 VARIANTS = [
     Variant(
         f"masked_step {name} {shadow or 'alone'}",
         _masked_step,
-        {"p_table": "*i64", "tensors": "i32", **dict.fromkeys(_NUMBERS, "fp32")},
+        {"p_table": "*i64", "tensors": "i32", **dict.fromkeys(BY_NAME, "fp32")},
         {
             "ADAM": name == "adamw",
             "MOMENTUM": True,
@@ -167,10 +110,10 @@ VARIANTS = [
             "SHADOW": shadow,
             "ALIGNED": True,
             "LANES": 64,
-            "BLOCK": _BLOCK,
+            "BLOCK": BLOCK,
         },
-        elements=_BLOCK,
-        ceiling=ceiling,
+        elements=BLOCK,
+        ceiling=ceiling,  # counts all the ways, of which a block takes one of eight
     )
     for name, shadow, ceiling in (
         ("sgd", tl.bfloat16, 160),

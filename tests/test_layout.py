@@ -203,8 +203,7 @@ _COMPOSED = "its forward is the masked_* and ticket_* kernels, its backward dens
 NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get the reference
     **dict.fromkeys(
         [
-            *("conv2d_flip", "gather_live", "popup_step", "scatter_live", "sparse_conv2d"),
-            "sparse_conv2d_dw",
+            *("conv2d_flip", "gather_live", "scatter_live", "sparse_conv2d", "sparse_conv2d_dw"),
         ],
         "not written yet",
     ),
@@ -230,6 +229,7 @@ HELPERS = {  # a file in a column that is no op and why
     ("kernels", "blocks"): "the lists of live blocks that the sparse_linear kernels read",
     ("kernels", "table"): "addresses and sizes for kernels that work on many tensors",
     ("kernels", "tuning"): "the block sizes that ship for each GPU",
+    ("kernels", "updates"): "update rules and the walk over many tensors, of the fused optimizers",
     ("kernels", "variants"): "what a kernel file says of its configurations",
     ("csrc/core", "conv_code"): "machine code of sparse_conv2d on AVX-512",
     ("csrc/core", "table"): "the list of the kernels of one ISA level",

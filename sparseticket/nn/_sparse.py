@@ -637,8 +637,9 @@ class SparseModule(nn.Module):
         """
         shadow = self._buffers.get("shadow")
         if shadow is not None and shadow.dtype == dtype and self._shadow_at is not None:
-            now = _version(self.weight), _version(self.mask_words)
-            if torch.compiler.is_compiling() or self._shadow_at == now:
+            if torch.compiler.is_compiling():
+                return shadow
+            if self._shadow_at == (_version(self.weight), _version(self.mask_words)):
                 return shadow
         if self.mask_words.device.type == "cpu":
             return None

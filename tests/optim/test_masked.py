@@ -128,7 +128,7 @@ def test_resume(name):
 
 
 def test_shadow():
-    """Used under autocast to its dtype, the same numbers as without; off once anyone else writes."""
+    """Used under autocast to its dtype, to the same numbers; off once anyone else writes."""
     model, plain = _model(), _model()
     optimizer = st.MaskedSGD(model, lr=0.05, shadow=torch.bfloat16)
     _train(model, optimizer, 1)
@@ -193,7 +193,7 @@ def test_errors():
     with pytest.raises(TypeError, match="MaskedAdamW: model: got a str, need modules"):
         st.MaskedAdamW(["x"])
     layer = st.SparseLinear(7, 5, density=0.5, seed=0)
-    with pytest.raises(TypeError, match="shadow: got torch.float32, accepted"):
+    with pytest.raises(TypeError, match=r"shadow: got torch\.float32, accepted"):
         st.MaskedSGD(layer, shadow=torch.float32)
     with pytest.raises(ValueError, match="MaskedSGD: nesterov: got True with momentum 0"):
         st.MaskedSGD(layer, momentum=0.0, nesterov=True)
@@ -202,5 +202,5 @@ def test_errors():
     with pytest.raises(ValueError, match="MaskedSGD: lr: got -1, need a number >= 0"):
         st.MaskedSGD(layer, lr=-1)
     half = st.SparseLinear(7, 5, density=0.5, seed=0, dtype=torch.bfloat16)
-    with pytest.raises(TypeError, match="torch.bfloat16 weights, need float32"):
+    with pytest.raises(TypeError, match=r"torch\.bfloat16 weights, need float32"):
         st.MaskedSGD(half)
