@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .philox import decode, interleave, normal_values, philox_words, uniform_values
-from .table import device_table
+from .table import aligned, device_table
 from .variants import Variant
 
 __all__ = ["VARIANTS", "regenerate", "regenerate_many"]
@@ -105,24 +105,24 @@ def _regenerate(
 
 @triton.jit
 def _regenerate_many(
-    p_layers, LAYERS: tl.constexpr, LANES: tl.constexpr, DTYPE: tl.constexpr,
+    p_layers, layers, LANES: tl.constexpr, DTYPE: tl.constexpr,
     UNITS: tl.constexpr, FEW: tl.constexpr,
 ):  # fmt: skip
     """Masked signed constants of many layers; rows of p_layers are columns of the launcher."""
     i_block = tl.program_id(0)
     o = tl.arange(0, LANES)
-    first = tl.load(p_layers + 5 * LAYERS + o, mask=o < LAYERS, other=2**62)
+    first = tl.load(p_layers + 5 * layers + o, mask=o < layers, other=2**62)
     i_layer = tl.sum((first <= i_block).to(tl.int32)) - 1
-    i_block = i_block - tl.load(p_layers + 5 * LAYERS + i_layer).to(tl.int32)
+    i_block = i_block - tl.load(p_layers + 5 * layers + i_layer).to(tl.int32)
     p_out = tl.load(p_layers + i_layer).to(tl.pointer_type(DTYPE))
-    p_words = tl.load(p_layers + LAYERS + i_layer).to(tl.pointer_type(tl.int32))
+    p_words = tl.load(p_layers + layers + i_layer).to(tl.pointer_type(tl.int32))
     p_out, p_words = tl.multiple_of(p_out, 16), tl.multiple_of(p_words, 16)
     size, layout = (
-        tl.load(p_layers + 2 * LAYERS + i_layer),
-        tl.load(p_layers + 3 * LAYERS + i_layer),
+        tl.load(p_layers + 2 * layers + i_layer),
+        tl.load(p_layers + 3 * layers + i_layer),
     )
-    seed = tl.load(p_layers + 4 * LAYERS + i_layer)
-    sigma = tl.load(p_layers + 6 * LAYERS + i_layer).to(tl.int32).to(tl.float32, bitcast=True)
+    seed = tl.load(p_layers + 4 * layers + i_layer)
+    sigma = tl.load(p_layers + 6 * layers + i_layer).to(tl.int32).to(tl.float32, bitcast=True)
     rows, k = (size >> 32).to(tl.int32), size.to(tl.int32)
     channels, taps = (layout >> 32).to(tl.int32), layout.to(tl.int32)
     row_units = (k + 63) // 64
@@ -180,8 +180,10 @@ def regenerate_many(
 ) -> None:
     """Fill every layer's tensor (one 16-bit dtype or fp32) with its masked signed constants.
 
-    ``layouts``: (rows, channels, taps) as in :func:`regenerate`; ``seeds``: (key, high).
+    ``layouts``: (rows, channels, taps) as in :func:`regenerate`; ``seeds``: (key, high). Every
+    ``out`` starts at a multiple of 16 bytes, as whole allocations do.
     """
+    words = [aligned(w) for w in words]
     given = [
         entry for entry in zip(outs, words, layouts, sigmas, seeds, strict=True) if entry[0].numel()
     ]
@@ -199,7 +201,7 @@ def regenerate_many(
     ]
     table = device_table([value for column in columns for value in column], outs[0].device)
     _regenerate_many[(sum(blocks),)](
-        table, LAYERS=len(given), LANES=triton.next_power_of_2(len(given)),
+        table, layers=len(given), LANES=triton.next_power_of_2(len(given)),
         DTYPE=_DTYPES[given[0][0].dtype], UNITS=_MANY, FEW=_FEW,
     )  # fmt: skip
 
@@ -235,7 +237,7 @@ VARIANTS = [
     Variant(
         "regenerate many",
         _regenerate_many,
-        {"p_layers": "*i64"},
-        {"LAYERS": 54, "LANES": 64, "DTYPE": tl.bfloat16, "UNITS": _MANY, "FEW": _FEW},
+        {"p_layers": "*i64", "layers": "i32"},
+        {"LANES": 64, "DTYPE": tl.bfloat16, "UNITS": _MANY, "FEW": _FEW},
     )
 ]

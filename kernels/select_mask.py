@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .philox import philox_words, population
-from .table import device_table
+from .table import aligned, device_table
 from .variants import Variant
 
 __all__ = ["VARIANTS", "select_mask"]
@@ -70,28 +70,28 @@ def _bits_of(key, ABS: tl.constexpr):
 
 # ------------------------------------------------ where things are
 @triton.jit
-def _chunk_range(p_table, i_chunk, TENSORS: tl.constexpr, LANES: tl.constexpr):
+def _chunk_range(p_table, i_chunk, tensors, LANES: tl.constexpr):
     """The tensor that a chunk is in, and the chunk's number inside it."""
     o = tl.arange(0, LANES)
-    first = tl.load(p_table + 4 * TENSORS + o, mask=o < TENSORS, other=2**62)
-    starts = tl.where(o < TENSORS, (first >> 32).to(tl.int32), 2**31 - 1)
+    first = tl.load(p_table + 4 * tensors + o, mask=o < tensors, other=2**62)
+    starts = tl.where(o < tensors, (first >> 32).to(tl.int32), 2**31 - 1)
     i_tensor = tl.sum((starts <= i_chunk).to(tl.int32)) - 1
-    return i_tensor, i_chunk - (tl.load(p_table + 4 * TENSORS + i_tensor) >> 32).to(tl.int32)
+    return i_tensor, i_chunk - (tl.load(p_table + 4 * tensors + i_tensor) >> 32).to(tl.int32)
 
 
 @triton.jit
-def _shape_of(p_table, i_tensor, TENSORS: tl.constexpr):
+def _shape_of(p_table, i_tensor, tensors):
     """rows, k, channels, taps (1 where memory order is canonical), units in a row."""
-    size = tl.load(p_table + 2 * TENSORS + i_tensor)
-    layout = tl.load(p_table + 3 * TENSORS + i_tensor)
+    size = tl.load(p_table + 2 * tensors + i_tensor)
+    layout = tl.load(p_table + 3 * tensors + i_tensor)
     rows, k = (size >> 32).to(tl.int32), size.to(tl.int32)
     channels, taps = (layout >> 32).to(tl.int32), layout.to(tl.int32)
     return rows, k, channels, taps, (k + 63) // 64
 
 
 @triton.jit
-def _pointer(p_table, i_column, i_tensor, dtype: tl.constexpr, TENSORS: tl.constexpr):
-    address = tl.load(p_table + i_column * TENSORS + i_tensor)
+def _pointer(p_table, i_column, i_tensor, dtype: tl.constexpr, tensors):
+    address = tl.load(p_table + i_column * tensors + i_tensor)
     return tl.multiple_of(address.to(tl.pointer_type(dtype)), 16)
 
 
@@ -155,8 +155,8 @@ def _write_level(p_level, lo, width, rank):
 
 
 @triton.jit
-def _kept_of(p_table, i_group, TENSORS: tl.constexpr):
-    return tl.load(p_table + 4 * TENSORS + i_group).to(tl.int32)
+def _kept_of(p_table, i_group, tensors):
+    return tl.load(p_table + 4 * tensors + i_group).to(tl.int32)
 
 
 # ------------------------------------------------ 1. bands
@@ -172,7 +172,7 @@ def _nth_key(keys, rank):
 
 
 @triton.jit
-def _sampled_keys(p_table, i_first, count, total, TENSORS, ABS: tl.constexpr, SAMPLE: tl.constexpr):
+def _sampled_keys(p_table, i_first, count, total, tensors, ABS: tl.constexpr, SAMPLE: tl.constexpr):
     """Keys, as uint32 that order alike, of one score in each of SAMPLE equal parts of a group."""
     o = tl.arange(0, SAMPLE)
     begin = o.to(tl.int64) * total // SAMPLE
@@ -182,9 +182,9 @@ def _sampled_keys(p_table, i_first, count, total, TENSORS, ABS: tl.constexpr, SA
     keys = tl.full([SAMPLE], _LEAST_KEY, tl.int32)
     before = tl.full([], 0, tl.int64)
     for i in range(count):
-        size = tl.load(p_table + 2 * TENSORS + i_first + i)
+        size = tl.load(p_table + 2 * tensors + i_first + i)
         n = (size >> 32) * (size & 0xFFFFFFFF)
-        p_scores = _pointer(p_table, 0, i_first + i, tl.float32, TENSORS)
+        p_scores = _pointer(p_table, 0, i_first + i, tl.float32, tensors)
         m_here = (place >= before) & (place < before + n)
         score = tl.load(p_scores + (place - before), mask=m_here, other=0.0)
         keys = tl.where(m_here, _rank_key(score, ABS), keys)
@@ -195,14 +195,14 @@ def _sampled_keys(p_table, i_first, count, total, TENSORS, ABS: tl.constexpr, SA
 @triton.jit
 def _bands(
     p_table, p_hints, p_state, p_groups, p_counts, total, count,
-    TENSORS: tl.constexpr, HINTED: tl.constexpr, WITHIN: tl.constexpr, ABS: tl.constexpr,
+    tensors, HINTED: tl.constexpr, WITHIN: tl.constexpr, ABS: tl.constexpr,
     SAMPLE: tl.constexpr, COUNTS: tl.constexpr,
 ):  # fmt: skip
     """One program a group: its band, zeroed counters, the state of a group that keeps nothing."""
     i_group = tl.program_id(0)
     p_group = p_groups + i_group * _RECORD
-    kept = _kept_of(p_table, i_group, TENSORS)
-    size = tl.load(p_table + 2 * TENSORS + i_group)
+    kept = _kept_of(p_table, i_group, tensors)
+    size = tl.load(p_table + 2 * tensors + i_group)
     scores = tl.where(count == 1, (size >> 32) * (size & 0xFFFFFFFF), total)
     if HINTED:
         bits = tl.load(p_hints + 2 * i_group)
@@ -212,7 +212,7 @@ def _bands(
     elif WITHIN:
         lo, hi = _LEAST_KEY, _LEAST_KEY  # a sample does not know who is allowed: it fails
     else:
-        keys = _sampled_keys(p_table, i_group, count, scores, TENSORS, ABS, SAMPLE)
+        keys = _sampled_keys(p_table, i_group, count, scores, tensors, ABS, SAMPLE)
         share = kept.to(tl.float32) / tl.maximum(scores, 1).to(tl.float32)
         spread = _SAMPLE_SIGMAS * tl.sqrt(share * (1.0 - share) * SAMPLE) + 2.0
         few = tl.floor(share * SAMPLE - spread).to(tl.int32)
@@ -257,16 +257,16 @@ def _emit_tile(
 @triton.jit
 def _emit_chunk(
     p_table, p_candidates, i_tensor, i_part, lo, hi,
-    TENSORS: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr,
+    tensors, UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr,
     EXACT: tl.constexpr, WITHIN: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """Words of a chunk: the bits above ``hi``, and candidates in [lo, hi]. Returns how many of
     each, and the largest magnitude seen."""
-    rows, k, channels, taps, row_units = _shape_of(p_table, i_tensor, TENSORS)
+    rows, k, channels, taps, row_units = _shape_of(p_table, i_tensor, tensors)
     units = rows * row_units
-    p_scores = _pointer(p_table, 0, i_tensor, tl.float32, TENSORS)
-    p_words = _pointer(p_table, 1, i_tensor, tl.int16, TENSORS)
-    p_within = _pointer(p_table, 5 if WITHIN else 1, i_tensor, tl.int16, TENSORS)
+    p_scores = _pointer(p_table, 0, i_tensor, tl.float32, tensors)
+    p_words = _pointer(p_table, 1, i_tensor, tl.int16, tensors)
+    p_within = _pointer(p_table, 5 if WITHIN else 1, i_tensor, tl.int16, tensors)
     o_bit = tl.arange(0, 16)
     largest = tl.zeros([TILE * 4, 16], tl.int32)
     counts = tl.zeros([TILE * 4, 16], tl.int32)
@@ -310,17 +310,17 @@ def _emit_chunk(
 @triton.jit
 def _pass(
     p_table, p_groups, p_candidates, p_inside, LAYERS: tl.constexpr,
-    TENSORS: tl.constexpr, LANES: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr,
+    tensors, LANES: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr,
     ABS: tl.constexpr, WITHIN: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
     """One program a chunk: the one read of the scores."""
     i_chunk = tl.program_id(0)
-    i_tensor, i_part = _chunk_range(p_table, i_chunk, TENSORS, LANES)
+    i_tensor, i_part = _chunk_range(p_table, i_chunk, tensors, LANES)
     p_group = p_groups + (i_tensor if LAYERS else 0) * _RECORD
     above, inside, largest = _emit_chunk(
         p_table, p_candidates + i_chunk.to(tl.int64) * UNITS * 4, i_tensor, i_part,
         tl.load(p_group + _LO), tl.load(p_group + _HI),
-        TENSORS, UNITS, TILE, ABS, False, WITHIN, RAGGED,
+        tensors, UNITS, TILE, ABS, False, WITHIN, RAGGED,
     )  # fmt: skip
     tl.store(p_inside + i_chunk, inside)
     tl.atomic_add(p_group + _ABOVE, above, sem="relaxed")
@@ -341,11 +341,11 @@ def _place_of_lowest(word):
 @triton.jit
 def _gather_chunk(
     p_table, p_candidates, p_keys, p_places, p_counts, i_tensor, i_part, lo, shift,
-    TENSORS: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr,
+    tensors, UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr,
 ):  # fmt: skip
     """Keys and places of a chunk's candidates, and their counts in bins."""
-    _, k, channels, taps, row_units = _shape_of(p_table, i_tensor, TENSORS)
-    p_scores = _pointer(p_table, 0, i_tensor, tl.float32, TENSORS)
+    _, k, channels, taps, row_units = _shape_of(p_table, i_tensor, tensors)
+    p_scores = _pointer(p_table, 0, i_tensor, tl.float32, tensors)
     slot = 0
     for i in range(0, UNITS * 2, TILE * 2):
         o_word = i + tl.arange(0, TILE * 2)
@@ -370,13 +370,13 @@ def _gather_chunk(
 @triton.jit
 def _count_scores(
     p_table, p_counts, i_tensor, i_part, lo, width, shift,
-    TENSORS: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr,
+    tensors, UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr,
     WITHIN: tl.constexpr, BINS: tl.constexpr,
 ):  # fmt: skip
     """Counts in bins of a chunk's scores with keys in [lo, lo + width]."""
-    rows, k, channels, taps, row_units = _shape_of(p_table, i_tensor, TENSORS)
-    p_scores = _pointer(p_table, 0, i_tensor, tl.float32, TENSORS)
-    p_within = _pointer(p_table, 5 if WITHIN else 1, i_tensor, tl.int32, TENSORS)
+    rows, k, channels, taps, row_units = _shape_of(p_table, i_tensor, tensors)
+    p_scores = _pointer(p_table, 0, i_tensor, tl.float32, tensors)
+    p_within = _pointer(p_table, 5 if WITHIN else 1, i_tensor, tl.int32, tensors)
     counts = tl.zeros([BINS], tl.int32)
     for i in range(0, UNITS, TILE):
         o_place = i * 64 + tl.arange(0, TILE * 64)
@@ -395,35 +395,35 @@ def _count_scores(
 
 
 @triton.jit
-def _first_level(p_table, p_group, i_group, TENSORS: tl.constexpr, ABS: tl.constexpr, failed):
+def _first_level(p_table, p_group, i_group, tensors, ABS: tl.constexpr, failed):
     """Level 0: the band, or every key if it failed; the rank counts from its top."""
     lowest = -1 if ABS else _BELOW_ALL
     lo = tl.where(failed, lowest, tl.load(p_group + _LO))
     hi = tl.where(failed, _INFINITY, tl.load(p_group + _HI))
     lo = tl.maximum(lo, lowest)
-    rank = _kept_of(p_table, i_group, TENSORS) - tl.where(failed, 0, tl.load(p_group + _ABOVE))
+    rank = _kept_of(p_table, i_group, tensors) - tl.where(failed, 0, tl.load(p_group + _ABOVE))
     return lo, hi - lo, rank
 
 
 @triton.jit
 def _count(
     p_table, p_groups, p_levels, p_counts, p_candidates, p_inside, p_keys, p_places,
-    LEVEL: tl.constexpr, LAYERS: tl.constexpr, TENSORS: tl.constexpr, LANES: tl.constexpr,
+    LEVEL: tl.constexpr, LAYERS: tl.constexpr, tensors, LANES: tl.constexpr,
     UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr, WITHIN: tl.constexpr,
     BINS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """One program a chunk: counts of one level, of candidates or, if the band failed, of scores."""
     i_chunk = tl.program_id(0)
-    i_tensor, i_part = _chunk_range(p_table, i_chunk, TENSORS, LANES)
+    i_tensor, i_part = _chunk_range(p_table, i_chunk, tensors, LANES)
     i_group = i_tensor if LAYERS else 0
     p_group = p_groups + i_group * _RECORD
-    single, ranked = _verdict(p_group, _kept_of(p_table, i_group, TENSORS))
+    single, ranked = _verdict(p_group, _kept_of(p_table, i_group, tensors))
     if single:
         return
     p_level = p_levels + (i_group * (LEVELS + 1) + LEVEL) * _LEVEL
     p_count = p_counts + (i_group * LEVELS + LEVEL) * BINS
     if LEVEL == 0:
-        lo, width, rank = _first_level(p_table, p_group, i_group, TENSORS, ABS, ranked == 0)
+        lo, width, rank = _first_level(p_table, p_group, i_group, tensors, ABS, ranked == 0)
     else:
         lo, width, rank = _narrow(p_level - _LEVEL, p_count - BINS, BINS)
     if i_part == 0 and (LAYERS or i_chunk == 0):
@@ -437,7 +437,7 @@ def _count(
         if LEVEL == 0:
             _gather_chunk(
                 p_table, p_candidates + i_chunk.to(tl.int64) * UNITS * 2, p_keys, p_places,
-                p_count, i_tensor, i_part, lo, shift, TENSORS, UNITS, TILE, ABS,
+                p_count, i_tensor, i_part, lo, shift, tensors, UNITS, TILE, ABS,
             )  # fmt: skip
         else:
             for i in range(0, tl.load(p_inside + i_chunk), 128):
@@ -451,7 +451,7 @@ def _count(
     else:
         _count_scores(
             p_table, p_count, i_tensor, i_part, lo, width, shift,
-            TENSORS, UNITS, TILE, ABS, WITHIN, BINS,
+            tensors, UNITS, TILE, ABS, WITHIN, BINS,
         )  # fmt: skip
 
 
@@ -479,16 +479,16 @@ def _settle_chunk(
 @triton.jit
 def _settle(
     p_table, p_groups, p_levels, p_counts, p_state, p_candidates, p_inside, p_ties, p_keys,
-    p_places, LAYERS: tl.constexpr, TENSORS: tl.constexpr, LANES: tl.constexpr,
+    p_places, LAYERS: tl.constexpr, tensors, LANES: tl.constexpr,
     UNITS: tl.constexpr, TILE: tl.constexpr, ABS: tl.constexpr, WITHIN: tl.constexpr,
     RAGGED: tl.constexpr, BINS: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """One program a chunk: bits above the threshold, ties as the only candidates, the state."""
     i_chunk = tl.program_id(0)
-    i_tensor, i_part = _chunk_range(p_table, i_chunk, TENSORS, LANES)
+    i_tensor, i_part = _chunk_range(p_table, i_chunk, tensors, LANES)
     i_group = i_tensor if LAYERS else 0
     p_group = p_groups + i_group * _RECORD
-    kept = _kept_of(p_table, i_group, TENSORS)
+    kept = _kept_of(p_table, i_group, tensors)
     single, ranked = _verdict(p_group, kept)
     p_level = p_levels + (i_group * (LEVELS + 1) + LEVELS) * _LEVEL
     threshold, rank = tl.load(p_group + _LO), kept - tl.load(p_group + _ABOVE)
@@ -507,7 +507,7 @@ def _settle(
         tl.store(p_ties + i_chunk, inside)
     elif ranked:
         room: tl.constexpr = UNITS * 64 // _ROOM
-        p_words = _pointer(p_table, 1, i_tensor, tl.int32, TENSORS)
+        p_words = _pointer(p_table, 1, i_tensor, tl.int32, tensors)
         ties = _settle_chunk(
             p_words + (i_part * UNITS).to(tl.int64) * 2, p_candidates,
             p_keys + i_chunk.to(tl.int64) * room, p_places + i_chunk.to(tl.int64) * room,
@@ -518,7 +518,7 @@ def _settle(
         p_halves = p_candidates.to(tl.pointer_type(tl.int16))
         _, ties, _ = _emit_chunk(
             p_table, p_halves, i_tensor, i_part, threshold, threshold,
-            TENSORS, UNITS, TILE, ABS, True, WITHIN, RAGGED,
+            tensors, UNITS, TILE, ABS, True, WITHIN, RAGGED,
         )  # fmt: skip
         tl.store(p_ties + i_chunk, ties)
 
@@ -538,7 +538,7 @@ def _lowest_bits(word, quota):
 @triton.jit
 def _grant(
     p_table, p_levels, p_candidates, p_ties,
-    LAYERS: tl.constexpr, TENSORS: tl.constexpr, LANES: tl.constexpr, UNITS: tl.constexpr,
+    LAYERS: tl.constexpr, tensors, LANES: tl.constexpr, UNITS: tl.constexpr,
     TILE: tl.constexpr, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """One program a chunk: the ties that are kept, the first in the order of the words."""
@@ -546,18 +546,18 @@ def _grant(
     ties = tl.load(p_ties + i_chunk)
     if ties == 0:
         return
-    i_tensor, i_part = _chunk_range(p_table, i_chunk, TENSORS, LANES)
+    i_tensor, i_part = _chunk_range(p_table, i_chunk, tensors, LANES)
     i_group = i_tensor if LAYERS else 0
     rank = tl.load(p_levels + (i_group * (LEVELS + 1) + LEVELS) * _LEVEL + 2)
     before = 0
     for i in range(i_chunk - i_part if LAYERS else 0, i_chunk, 1024):
         o = i + tl.arange(0, 1024)
         before += tl.sum(tl.load(p_ties + o, mask=o < i_chunk, other=0))
-    rows, _, _, _, row_units = _shape_of(p_table, i_tensor, TENSORS)
+    rows, _, _, _, row_units = _shape_of(p_table, i_tensor, tensors)
     quota = tl.minimum(rank - before, ties)
     if quota <= 0:
         return
-    p_words = _pointer(p_table, 1, i_tensor, tl.int32, TENSORS)
+    p_words = _pointer(p_table, 1, i_tensor, tl.int32, tensors)
     p_words += (i_part * UNITS).to(tl.int64) * 2
     p_candidates += i_chunk.to(tl.int64) * UNITS * 2
     left = (rows * row_units - i_part * UNITS) * 2
@@ -579,18 +579,18 @@ def _grant(
 @triton.jit
 def _regrant(
     p_table, p_levels, p_candidates, p_ties,
-    LAYERS: tl.constexpr, TENSORS: tl.constexpr, UNITS: tl.constexpr, TILE: tl.constexpr,
+    LAYERS: tl.constexpr, tensors, UNITS: tl.constexpr, TILE: tl.constexpr,
     LEVELS: tl.constexpr,
 ):  # fmt: skip
     """One program a tensor with taps: in the row where the ties ran out, those of lowest flat index
     instead of the first in the order of the words."""
     i_tensor = tl.program_id(0)
     i_group = i_tensor if LAYERS else 0
-    taps = tl.load(p_table + 6 * TENSORS + i_tensor).to(tl.int32)
+    taps = tl.load(p_table + 6 * tensors + i_tensor).to(tl.int32)
     if taps == 1:
         return
-    rows, k, _, _, row_units = _shape_of(p_table, i_tensor, TENSORS)
-    first = (tl.load(p_table + 4 * TENSORS + i_tensor) >> 32).to(tl.int32)
+    rows, k, _, _, row_units = _shape_of(p_table, i_tensor, tensors)
+    first = (tl.load(p_table + 4 * tensors + i_tensor) >> 32).to(tl.int32)
     chunks = (rows * row_units + UNITS - 1) // UNITS
     rank = tl.load(p_levels + (i_group * (LEVELS + 1) + LEVELS) * _LEVEL + 2)
     before = 0
@@ -620,7 +620,7 @@ def _regrant(
         seen += tl.sum(many)
     i_row = (i_word + place) // (2 * row_units)
     p_tied = p_candidates + i_row.to(tl.int64) * row_units * 2
-    p_words = _pointer(p_table, 1, i_tensor, tl.int32, TENSORS)
+    p_words = _pointer(p_table, 1, i_tensor, tl.int32, tensors)
     p_words += i_row.to(tl.int64) * row_units * 2
     granted = 0
     for i in range(0, row_units * 2, TILE * 2):
@@ -660,31 +660,22 @@ def select_mask(
     """Fill ``words`` and the int32 state ``out`` ``[groups, 2]``; nothing waits for the device.
 
     ``scores``: fp32 in memory order, ``layouts``: (rows, channels, taps, whether memory order is
-    canonical). ``together``: one group of all tensors and one entry in ``kept``. ``state``: of an
-    earlier selection, or None. ``within``: contiguous words. ``taken``: a number on the device to
-    keep fewer of all together. NaN is ranked as -inf and flagged.
+    canonical). ``words`` start at multiples of 16 bytes. ``together``: one group of all tensors and
+    one entry in ``kept``. ``state``: of an earlier selection, or None. ``within``: whole words.
+    ``taken``: a number on the device to keep fewer of all together. NaN is ranked as -inf and
+    flagged.
     """
-    device = out.device
-    units = [rows * triton.cdiv(c * s, 64) for rows, c, s, _ in layouts]
+    groups, tensors, device = len(kept), len(scores), out.device
     total = sum(t.numel() for t in scores)
     if total >= 2**31:
         raise ValueError(f"select_mask: scores: got {total}, kernels take fewer than 2**31")
+    if not groups:
+        return
+    scores = [aligned(t) for t in scores]
+    within = None if within is None else [aligned(w) for w in within]
     chunk = _CHUNK_UNITS[total > 2**22]
-    chunks = [triton.cdiv(u, chunk) for u in units]
-    groups, tensors = len(kept), len(scores)
-    counts = kept if not together else [*kept, *[0] * (tensors - 1)]
-    first = [sum(chunks[:i]) for i in range(tensors)]
-    shapes = [(rows, c * s) for rows, c, s, _ in layouts]
-    columns = [
-        [t.data_ptr() for t in scores],
-        [w.data_ptr() for w in words],
-        [rows << 32 | k for rows, k in shapes],
-        [c << 32 | (1 if canonical else s) for _, c, s, canonical in layouts],
-        [start << 32 | count for start, count in zip(first, counts, strict=True)],
-        [w.data_ptr() for w in within or words],
-        [s for _, _, s, _ in layouts],
-    ]
-    table = device_table([value for column in columns for value in column], device)
+    chunks = [triton.cdiv(rows * triton.cdiv(c * s, 64), chunk) for rows, c, s, _ in layouts]
+    table = _table(scores, layouts, words, within, kept, chunks, device)
     if taken is not None:
         table[4 * tensors : 4 * tensors + 1].sub_(taken).clamp_(min=0)
     everything, room = sum(chunks), chunk * 64 // _ROOM.value
@@ -697,7 +688,7 @@ def select_mask(
     candidates = ints(everything, chunk * 2)
     inside, ties = ints(everything), ints(everything)
     keys, places = ints(everything, room), ints(everything, room)
-    many = {"TENSORS": tensors, "LANES": triton.next_power_of_2(tensors), "LAYERS": not together}
+    many = {"tensors": tensors, "LANES": triton.next_power_of_2(tensors), "LAYERS": not together}
     tile = {"UNITS": chunk, "TILE": _TILE_UNITS}
     kind = {"ABS": absolute, "WITHIN": within is not None}
     dense = [c * s % 64 == 0 and (s == 1 or canonical) for _, c, s, canonical in layouts]
@@ -705,7 +696,7 @@ def select_mask(
     counting = {"BINS": _BINS, "LEVELS": _LEVELS}
     _bands[(groups,)](
         table, out if state is None else state, out, records, bins, total,
-        tensors if together else 1, TENSORS=tensors, HINTED=state is not None, **kind,
+        tensors if together else 1, tensors=tensors, HINTED=state is not None, **kind,
         SAMPLE=_SAMPLE, COUNTS=_LEVELS * _BINS, num_warps=16,
     )  # fmt: skip
     if not everything:
@@ -725,9 +716,25 @@ def select_mask(
     _grant[grid](table, levels, candidates, ties, **many, **tile, LEVELS=_LEVELS)
     if any(s > 1 for _, _, s, _ in layouts):
         _regrant[(tensors,)](
-            table, levels, candidates, ties, LAYERS=not together, TENSORS=tensors, **tile,
+            table, levels, candidates, ties, LAYERS=not together, tensors=tensors, **tile,
             LEVELS=_LEVELS,
         )  # fmt: skip
+
+
+def _table(scores, layouts, words, within, kept, chunks, device) -> torch.Tensor:
+    """Columns of one entry a tensor, as the kernels above index them."""
+    counts = [*kept, *[0] * (len(scores) - len(kept))]  # of a group, at its first tensor
+    first = [sum(chunks[:i]) for i in range(len(chunks))]
+    columns = [
+        [t.data_ptr() for t in scores],
+        [w.data_ptr() for w in words],
+        [rows << 32 | c * s for rows, c, s, _ in layouts],
+        [c << 32 | (1 if canonical else s) for _, c, s, canonical in layouts],
+        [start << 32 | count for start, count in zip(first, counts, strict=True)],
+        [w.data_ptr() for w in within or words],
+        [s for _, _, s, _ in layouts],
+    ]
+    return device_table([value for column in columns for value in column], device)
 
 
 _POINTERS = {
@@ -736,9 +743,9 @@ _POINTERS = {
     "p_table": "*i64",
     "total": "i32",
     "count": "i32",
+    "tensors": "i32",
 }
 _SHIPPED = {
-    "TENSORS": 54,
     "LANES": 64,
     "LAYERS": True,
     "UNITS": _CHUNK_UNITS[1],

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .variants import Variant
 
-__all__ = ["VARIANTS", "device_table"]
+__all__ = ["VARIANTS", "aligned", "device_table"]
 
 _AT_ONCE = 64
 
@@ -55,6 +55,11 @@ def device_table(values: list[int], device: torch.device) -> torch.Tensor:
         part = values[start : start + _AT_ONCE]
         _fill[(1,)](table[start:], len(part), *part, *[0] * (_AT_ONCE - len(part)), num_warps=1)
     return table
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, or a copy of it: kernels take addresses from a table to be multiples of 16."""
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 VARIANTS = [

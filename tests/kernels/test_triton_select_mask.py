@@ -174,6 +174,13 @@ def test_shipped_sizes(check, monkeypatch, kind, chunk):
     check(scores, [10000], None, None, "global")
 
 
+def test_unaligned_storage(check):
+    torch.manual_seed(0)
+    scores = torch.randn(17 * 64 + 1)[1:].view(17, 64)
+    within = torch.full((17 * 2 + 1,), -1, dtype=torch.int32)[1:].view(17, 2)
+    check([scores], [300], [within])
+
+
 def test_runs_alike(device, on_cuda):
     torch.manual_seed(0)
     scores = [torch.randn(100, 100).mul(4).round().to(device)]
