@@ -14,6 +14,7 @@ __all__ = [
     "interleave",
     "normal_values",
     "philox_words",
+    "population",
     "sign_word",
     "tile_sign",
     "uniform_values",
@@ -61,6 +62,16 @@ def sign_word(word):
 def tile_sign(word):
     """Inverse of :func:`sign_word`: a stored sign word as :func:`decode` takes it."""
     return interleave((word << 16) | (word >> 16))
+
+
+@triton.jit
+def population(word):
+    """Ones in each int32 word."""
+    word = word.to(tl.uint32, bitcast=True)
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit

@@ -2,72 +2,142 @@
 
 from __future__ import annotations
 
+import struct
+
 import torch
 import triton
 import triton.language as tl
 
-from .philox import normal_values, philox_words, sign_word, uniform_values
+from .philox import decode, interleave, normal_values, philox_words, uniform_values
+from .table import device_table
 from .variants import Variant
 
-__all__ = ["VARIANTS", "regenerate"]
+__all__ = ["VARIANTS", "regenerate", "regenerate_many"]
 
-_UNITS = 32  # 64-weight units a program makes
+_SIGNED = tl.constexpr(0)
+_FEW, _MANY = 32, 128  # 64-weight units a program makes; _MANY: a thread opens one of its own
 
 
 @triton.jit
-def _unit_values(o_unit, m_unit, key, high, sigma, p_table, DIST: tl.constexpr):
-    """fp32 ``[units, 64]`` of units ``o_unit``: 0 signed constant, 1 uniform, 2 normal."""
-    if DIST == 0:
-        o_bit = tl.arange(0, 64)
-        first, second = philox_words(key, high, o_unit)
-        word = tl.where(
-            (o_bit < 32)[None, :], sign_word(first)[:, None], sign_word(second)[:, None]
-        )
-        sign = ((word >> (o_bit & 31)[None, :]) & 1) << 31
-        bits = sign ^ tl.cast(sigma, tl.float32).to(tl.uint32, bitcast=True)
-        return bits.to(tl.float32, bitcast=True)  # not -sigma: 0 - sigma in some versions
+def _signed_units(
+    o_unit, m_unit, p_words, key, high, sigma, dtype: tl.constexpr, MASKED: tl.constexpr
+):
+    """``[units, 64]`` of +-sigma and 0: every thread hashes and opens units of its own."""
+    first, second = philox_words(key, high, o_unit)
+    signs = tl.join(first, second)
+    if MASKED:
+        p_word = p_words + (o_unit.to(tl.int64) * 2)[:, None] + tl.arange(0, 2)[None, :]
+        word = tl.load(p_word, mask=m_unit[:, None], other=0).to(tl.uint32, bitcast=True)
+        mask = interleave(word)
+    else:
+        mask = tl.full(signs.shape, 0xFFFFFFFF, tl.uint32)
+    fields = decode(mask, signs, tl.float16, False).to(tl.int16, bitcast=True)
+    sign, kept = fields & -32768, (fields & 16384) != 0
+    sigma = tl.cast(sigma, tl.float32)
+    if dtype == tl.float32:
+        bits = sigma.to(tl.int32, bitcast=True) ^ (sign.to(tl.int32) << 16)
+        value = tl.where(kept, bits, 0).to(tl.float32, bitcast=True)
+    else:
+        bits = sigma.to(dtype).to(tl.int16, bitcast=True) ^ sign
+        value = tl.where(kept, bits, 0).to(tl.int16).to(dtype, bitcast=True)
+    return value
+
+
+@triton.jit
+def _drawn_units(
+    o_unit, m_unit, p_words, p_table, key, high, sigma, dtype: tl.constexpr,
+    DIST: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """``[units, 64]`` of uniform (1) or normal (2) values, dropped ones 0."""
     o_call = o_unit.to(tl.uint32)[:, None] * 32 + tl.arange(0, 32)[None, :].to(tl.uint32)
     first, second = philox_words(key, high, o_call)
-    words = tl.reshape(tl.join(first, second), (o_unit.shape[0], 64))
+    drawn = tl.reshape(tl.join(first, second), (o_unit.shape[0], 64))
     if DIST == 1:
-        return uniform_values(words, sigma)
-    return normal_values(words, p_table, sigma, m_unit[:, None])
+        value = uniform_values(drawn, sigma)
+    else:
+        value = normal_values(drawn, p_table, sigma, m_unit[:, None])
+    if MASKED:
+        o_bit = tl.arange(0, 64)
+        p_word = (p_words + o_unit.to(tl.int64) * 2)[:, None] + (o_bit >> 5)[None, :]
+        word = tl.load(p_word, mask=m_unit[:, None], other=0)
+        value = tl.where(((word >> (o_bit & 31)[None, :]) & 1) != 0, value, 0.0)
+    return value.to(dtype)
 
 
 @triton.jit
 def _write_units(
     p_out, p_words, p_table, i_block, units, row_units, k, channels, taps, sigma, key, high,
-    DIST: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr,
+    DIST: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     o_unit = i_block * UNITS + tl.arange(0, UNITS)
     m_unit = o_unit < units
-    value = _unit_values(o_unit, m_unit, key, high, sigma, p_table, DIST)
-    o_bit = tl.arange(0, 64)
-    i_row = o_unit // row_units
-    o_k = ((o_unit - i_row * row_units) * 64)[:, None] + o_bit[None, :]
-    m_value = m_unit[:, None] & (o_k < k)
-    if MASKED:
-        p_word = (p_words + o_unit.to(tl.int64) * 2)[:, None] + (o_bit >> 5)[None, :]
-        word = tl.load(p_word, mask=m_value, other=0)
-        value = tl.where(((word >> (o_bit & 31)[None, :]) & 1) != 0, value, 0.0)
-    p_row = p_out + i_row.to(tl.int64) * k
-    value = value.to(p_out.dtype.element_ty)
-    if taps == 1:  # memory order is canonical order
-        tl.store(p_row[:, None] + o_k, value, mask=m_value)
+    dtype: tl.constexpr = p_out.dtype.element_ty
+    if DIST == _SIGNED:
+        value = _signed_units(o_unit, m_unit, p_words, key, high, sigma, dtype, MASKED)
     else:
+        value = _drawn_units(
+            o_unit, m_unit, p_words, p_table, key, high, sigma, dtype, DIST, MASKED
+        )
+    o_bit = tl.arange(0, 64)
+    if DENSE:  # units follow each other in memory
+        p_block = p_out + i_block.to(tl.int64) * (UNITS * 64)
+        o_value = (tl.arange(0, UNITS) * 64)[:, None] + o_bit[None, :]
+        tl.store(p_block + o_value, value, mask=m_unit[:, None])
+    else:
+        i_row = o_unit // row_units
+        o_k = ((o_unit - i_row * row_units) * 64)[:, None] + o_bit[None, :]
         i_tap = o_k // channels
-        tl.store(p_row[:, None] + (o_k - i_tap * channels) * taps + i_tap, value, mask=m_value)
+        o_memory = tl.where(taps == 1, o_k, (o_k - i_tap * channels) * taps + i_tap)
+        p_row = p_out + i_row.to(tl.int64) * k
+        tl.store(p_row[:, None] + o_memory, value, mask=m_unit[:, None] & (o_k < k))
 
 
 @triton.jit
 def _regenerate(
     p_out, p_words, p_table, units, row_units, k, channels, taps, sigma, key, high,
-    DIST: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr,
+    DIST: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     _write_units(
         p_out, p_words, p_table, tl.program_id(0), units, row_units, k, channels, taps, sigma,
-        key, high, DIST, MASKED, UNITS,
+        key, high, DIST, MASKED, UNITS, DENSE,
     )  # fmt: skip
+
+
+@triton.jit
+def _regenerate_many(
+    p_layers, LAYERS: tl.constexpr, LANES: tl.constexpr, DTYPE: tl.constexpr,
+    UNITS: tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    """Masked signed constants of many layers; rows of p_layers are columns of the launcher."""
+    i_block = tl.program_id(0)
+    o = tl.arange(0, LANES)
+    first = tl.load(p_layers + 5 * LAYERS + o, mask=o < LAYERS, other=2**62)
+    i_layer = tl.sum((first <= i_block).to(tl.int32)) - 1
+    i_block = i_block - tl.load(p_layers + 5 * LAYERS + i_layer).to(tl.int32)
+    p_out = tl.load(p_layers + i_layer).to(tl.pointer_type(DTYPE))
+    p_words = tl.load(p_layers + LAYERS + i_layer).to(tl.pointer_type(tl.int32))
+    p_out, p_words = tl.multiple_of(p_out, 16), tl.multiple_of(p_words, 16)
+    size, layout = (
+        tl.load(p_layers + 2 * LAYERS + i_layer),
+        tl.load(p_layers + 3 * LAYERS + i_layer),
+    )
+    seed = tl.load(p_layers + 4 * LAYERS + i_layer)
+    sigma = tl.load(p_layers + 6 * LAYERS + i_layer).to(tl.int32).to(tl.float32, bitcast=True)
+    rows, k = (size >> 32).to(tl.int32), size.to(tl.int32)
+    channels, taps = (layout >> 32).to(tl.int32), layout.to(tl.int32)
+    row_units = (k + 63) // 64
+    key, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    if k == row_units * 64 and taps == 1:
+        _write_units(
+            p_out, p_words, p_out, i_block, rows * row_units, row_units, k, channels, taps,
+            sigma, key, high, _SIGNED, True, UNITS, True,
+        )  # fmt: skip
+    else:
+        for i in range(UNITS // FEW):
+            _write_units(
+                p_out, p_words, p_out, i_block * (UNITS // FEW) + i, rows * row_units, row_units,
+                k, channels, taps, sigma, key, high, _SIGNED, True, FEW, False,
+            )  # fmt: skip
 
 
 def regenerate(
@@ -92,13 +162,53 @@ def regenerate(
     units = rows * row_units
     if not units:
         return
-    _regenerate[(triton.cdiv(units, _UNITS),)](
+    dense = k % 64 == 0 and taps == 1
+    size = _MANY if dense and dist == 0 else _FEW
+    _regenerate[(triton.cdiv(units, size),)](
         out, out if words is None else words, out if table is None else table,
         units, row_units, k, channels, taps, sigma, key, high,
-        DIST=dist, MASKED=words is not None, UNITS=_UNITS,
+        DIST=dist, MASKED=words is not None, UNITS=size, DENSE=dense,
     )  # fmt: skip
 
 
+def regenerate_many(
+    outs: list[torch.Tensor],
+    words: list[torch.Tensor],
+    layouts: list[tuple[int, int, int]],
+    sigmas: list[float],
+    seeds: list[tuple[int, int]],
+) -> None:
+    """Fill every layer's tensor (one 16-bit dtype or fp32) with its masked signed constants.
+
+    ``layouts``: (rows, channels, taps) as in :func:`regenerate`; ``seeds``: (key, high).
+    """
+    given = [
+        entry for entry in zip(outs, words, layouts, sigmas, seeds, strict=True) if entry[0].numel()
+    ]
+    if not given:
+        return
+    blocks = [triton.cdiv(rows * triton.cdiv(c * s, 64), _MANY) for _, _, (rows, c, s), *_ in given]
+    columns = [
+        [out.data_ptr() for out, *_ in given],
+        [w.data_ptr() for _, w, *_ in given],
+        [rows << 32 | c * s for _, _, (rows, c, s), *_ in given],
+        [c << 32 | s for _, _, (rows, c, s), *_ in given],
+        [_signed(high << 32 | key) for *_, (key, high) in given],
+        [sum(blocks[:i]) for i in range(len(blocks))],
+        [struct.unpack("<i", struct.pack("<f", sigma))[0] for *_, sigma, _ in given],
+    ]
+    table = device_table([value for column in columns for value in column], outs[0].device)
+    _regenerate_many[(sum(blocks),)](
+        table, LAYERS=len(given), LANES=triton.next_power_of_2(len(given)),
+        DTYPE=_DTYPES[given[0][0].dtype], UNITS=_MANY, FEW=_FEW,
+    )  # fmt: skip
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _TYPES = {
     "p_words": "*i32",
     "p_table": "*fp32",
@@ -109,13 +219,23 @@ _TYPES = {
 }
 VARIANTS = [
     Variant(
-        f"regenerate {name} {dtype}",
+        f"regenerate {name} {dtype}{'' if dense else ' ragged'}",
         _regenerate,
         {"p_out": f"*{dtype}", **_TYPES},
-        {"DIST": dist, "MASKED": True, "UNITS": _UNITS},
-        elements=64 * _UNITS,
+        {"DIST": dist, "MASKED": True, "UNITS": units, "DENSE": dense},
+        elements=64 * units,
         ceiling=ceiling,
     )
-    for dist, name, ceiling in ((0, "signed", 110), (1, "uniform", 100), (2, "normal", 100))
+    for dist, name, dense, units, ceiling in (
+        *((0, "signed", True, _MANY, 10), (0, "signed", False, _FEW, 80)),
+        *((1, "uniform", True, _FEW, 34), (2, "normal", True, _FEW, 34)),
+    )
     for dtype in ("bf16", "fp32")
+] + [
+    Variant(
+        "regenerate many",
+        _regenerate_many,
+        {"p_layers": "*i64"},
+        {"LAYERS": 54, "LANES": 64, "DTYPE": tl.bfloat16, "UNITS": _MANY, "FEW": _FEW},
+    )
 ]

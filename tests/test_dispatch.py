@@ -131,4 +131,4 @@ def test_explain_names_triton_where_it_would_run():
     assert ops.explain_op("regenerate", *recipe, device="cuda").kernel == "Triton"
     assert ops.explain_op("regenerate", *recipe, device="meta").kernel == "reference"
     assert ops.explain_op("regenerate", *recipe).kernel.endswith("C++")
-    assert ops.explain_op("sign_words", *recipe[:3], device="cuda").kernel == "reference"
+    assert ops.explain_op("sign_words", *recipe[:3], device="cuda").kernel == "Triton"

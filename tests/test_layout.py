@@ -203,11 +203,9 @@ _COMPOSED = "its forward is the masked_* and ticket_* kernels, its backward dens
 NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get the reference
     **dict.fromkeys(
         [
-            *("apply_mask", "conv2d_flip", "gather_live", "mask_ops", "masked_conv2d"),
-            *("masked_linear", "pack_mask"),
-            *("popup_step", "scatter_live", "select_mask", "sign_words", "sparse_conv2d"),
+            *("apply_mask", "conv2d_flip", "gather_live", "masked_conv2d", "masked_linear"),
+            *("popup_step", "scatter_live", "sparse_conv2d"),
             *("sparse_conv2d_dw", "sparse_linear", "sparse_linear_dw", "sparse_linear_dx"),
-            "unpack_mask",
         ],
         "not written yet",
     ),
@@ -226,6 +224,7 @@ HELPERS = {  # a file in a column that is no op and why
     ("reference", "philox"): "the generator that sign_words and regenerate share",
     ("reference", "layout"): "the canonical form that all of them share",
     ("kernels", "philox"): "the generator and the decode recipe that they share",
+    ("kernels", "table"): "addresses and sizes of many tensors, in device memory",
     ("kernels", "tuning"): "the block sizes that ship for each GPU",
     ("kernels", "variants"): "what a kernel file says of its configurations",
     ("csrc/core", "conv_code"): "machine code of sparse_conv2d on AVX-512",

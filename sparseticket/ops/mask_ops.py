@@ -24,6 +24,20 @@ def _cpu(a, b, op):
     return torch.tensor(count, dtype=torch.int64)
 
 
+def _cuda(a, b, op):
+    from sparseticket.kernels.mask_ops import mask_count, mask_logical
+
+    a = a.contiguous()
+    b = a if b is None else b.contiguous()
+    if op in _LOGICAL:
+        out = torch.empty_like(a)
+        mask_logical(a, b, out, _LOGICAL.index(op))
+        return out
+    out = a.new_empty((), dtype=torch.int64)
+    mask_count(a, b, out, op == "hamming")
+    return out
+
+
 def _meta(a, b, op):
     _check(a, b, op)
     return a.new_empty(a.shape) if op in _LOGICAL else a.new_empty((), dtype=torch.int64)
@@ -46,4 +60,5 @@ mask_ops = define(
     cpu=_cpu,
     reference=_reference.mask_ops,
     meta=_meta,
+    cuda=_cuda,
 )

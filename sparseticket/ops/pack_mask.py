@@ -18,6 +18,15 @@ def _cpu(mask):
     return words
 
 
+def _cuda(mask):
+    from sparseticket.kernels.pack_mask import pack_mask as launch
+
+    words = mask.new_empty(words_shape(mask.shape), dtype=torch.int32)
+    rows, layout = canonical_shape(mask.shape)[0], channels_and_taps(mask.shape)
+    launch(mask.contiguous(), words, rows, *layout)
+    return words
+
+
 def _meta(mask):
     _check(mask)
     return mask.new_empty(words_shape(mask.shape), dtype=torch.int32)
@@ -29,5 +38,9 @@ def _check(mask):
 
 
 pack_mask = define(
-    "pack_mask(Tensor mask) -> Tensor", cpu=_cpu, reference=_reference.pack_mask, meta=_meta
+    "pack_mask(Tensor mask) -> Tensor",
+    cpu=_cpu,
+    reference=_reference.pack_mask,
+    meta=_meta,
+    cuda=_cuda,
 )

@@ -33,6 +33,54 @@ def _cpu(scores, kept, within=None, state=None, scope="layer", transform="abs", 
     return words, out
 
 
+def _cuda(scores, kept, within=None, state=None, scope="layer", transform="abs", min_keep=0):
+    """Nothing waits for the device: masks of fewer candidates than ``kept`` keep them all."""
+    _check_shapes("select_mask", scores, within)
+    _check_counts("select_mask", kept, [s.numel() for s in scores], scope, min_keep)
+    words = [s.new_empty(words_shape(s.shape), dtype=torch.int32) for s in scores]
+    if scope == "global" and min_keep:
+        return words, _floor_on_cuda(scores, words, kept[0], within, transform, min_keep)
+    return words, _launch(scores, words, kept, within, state, scope, transform)
+
+
+def _launch(scores, words, kept, within, state, scope, transform, taken=None):
+    from sparseticket.kernels.select_mask import select_mask as launch
+
+    pairs = [memory_order(s) for s in scores]
+    device = scores[0].device if scores else "cpu"
+    out = torch.empty(len(kept), 2, dtype=torch.int32, device=device)
+    launch(
+        [flat for flat, _ in pairs],
+        [layout for _, layout in pairs],
+        words,
+        None if within is None else [w.contiguous() for w in within],
+        list(kept),
+        None if state is None or state.shape != out.shape else state.contiguous(),
+        out,
+        transform == "abs",
+        scope == "global",
+        taken,
+    )
+    return out
+
+
+def _floor_on_cuda(scores, words, kept, within, transform, min_keep):
+    """Every tensor's own best ``min_keep``, then the best of all others."""
+    own = [torch.empty_like(w) for w in words]
+    counts = [min(min_keep, s.numel()) for s in scores]
+    states = _launch(scores, own, counts, within, None, "layer", transform)
+    others = (
+        [~w for w in own] if within is None else [a & ~b for a, b in zip(within, own, strict=True)]
+    )
+    taken = sum(mask_ops(w, None, "popcount") for w in own)
+    state = _launch(scores, words, [kept], others, None, "global", transform, taken)
+    for chosen, floor in zip(words, own, strict=True):
+        chosen |= floor
+    every = torch.cat([state, states])
+    lowest = every[:, 0].view(torch.float32).min().view(torch.int32)
+    return torch.stack([lowest, every[:, 1].max()])[None]
+
+
 def raise_for_nan(op, scores, state):
     if bool(state[:, 1].any()):
         bad = [i for i, s in enumerate(scores) if bool(torch.isnan(s).any())]
@@ -138,15 +186,26 @@ def check_static(op, scores, kept, scope, transform, min_keep):
 
 def check_selection(op, scores, kept, within, scope, min_keep):
     """ValueError for masks and counts that do not fit the scores."""
+    _check_shapes(op, scores, within)
     if within is not None:
-        if len(within) != len(scores):
-            raise ValueError(f"{op}: within: got {len(within)} masks for {len(scores)} tensors")
         for w, s in zip(within, scores, strict=True):
-            if w.device != s.device:  # masks in a list have no say in where the op runs
-                raise ValueError(f"{op}: within: got {w.device}, need {s.device}")
-            check_words(op, w, *canonical_shape(s.shape), name="within")
             check_padding(op, w, canonical_shape(s.shape)[1], "within")
     candidates = [_candidates(scores, within, i) for i in range(len(scores))]
+    _check_counts(op, kept, candidates, scope, min_keep)
+
+
+def _check_shapes(op, scores, within):
+    if within is None:
+        return
+    if len(within) != len(scores):
+        raise ValueError(f"{op}: within: got {len(within)} masks for {len(scores)} tensors")
+    for w, s in zip(within, scores, strict=True):
+        if w.device != s.device:  # masks in a list have no say in where the op runs
+            raise ValueError(f"{op}: within: got {w.device}, need {s.device}")
+        check_words(op, w, *canonical_shape(s.shape), name="within")
+
+
+def _check_counts(op, kept, candidates, scope, min_keep):
     if scope == "global":
         forced = sum(min(min_keep, c) for c in candidates)
         if kept[0] < forced:
@@ -179,4 +238,5 @@ select_mask = define(
     cpu=_cpu,
     reference=_reference.select_mask,
     meta=_meta,
+    cuda=_cuda,
 )

@@ -19,6 +19,14 @@ def _cpu(seed, layer, shape, *, device=None):
     return words
 
 
+def _cuda(seed, layer, shape, *, device=None):
+    from sparseticket.kernels.sign_words import sign_words as launch
+
+    words = _meta(seed, layer, shape, device=device)
+    launch(words, *prng.stream_key(seed, layer, "sign"))
+    return words
+
+
 def _meta(seed, layer, shape, *, device=None):
     check_recipe("sign_words", seed, "signed_constant")
     check_calls(*canonical_shape(shape), "signed_constant")
@@ -31,4 +39,5 @@ sign_words = define(
     reference=_reference.sign_words,
     meta=_meta,
     factory=True,
+    cuda=_cuda,
 )

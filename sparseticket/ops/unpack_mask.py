@@ -18,6 +18,14 @@ def _cpu(words, shape):
     return mask
 
 
+def _cuda(words, shape):
+    from sparseticket.kernels.unpack_mask import unpack_mask as launch
+
+    mask = words.new_empty(shape, dtype=torch.bool)
+    launch(words.contiguous(), mask, canonical_shape(shape)[0], *channels_and_taps(shape))
+    return mask
+
+
 def _meta(words, shape):
     check_words("unpack_mask", words, *canonical_shape(shape))
     return words.new_empty(shape, dtype=torch.bool)
@@ -28,4 +36,5 @@ unpack_mask = define(
     cpu=_cpu,
     reference=_reference.unpack_mask,
     meta=_meta,
+    cuda=_cuda,
 )
