@@ -6,14 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .ticket_linear import dot, ticket_tile
+from .ticket_linear import dot, signed, ticket_tile
 from .tuning import Config, architectures, configs, targets_of, tuned
 from .variants import Variant
 
 __all__ = ["VARIANTS", "popup_linear_ds"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key", "high"])
 def _popup_linear_ds(
     p_grad, p_x, p_scores, p_out, m, outputs, inputs, row_units, key, high, scale,
     BM: tl.constexpr, BO: tl.constexpr, BR: tl.constexpr, ABS: tl.constexpr,
@@ -69,8 +69,9 @@ def popup_linear_ds(
     outputs, inputs = out.shape
     grid = triton.cdiv(outputs, config.BO), triton.cdiv(inputs, config.BR)
     _popup_linear_ds[grid](
-        grad, x, scores, out, x.shape[0], outputs, inputs, triton.cdiv(inputs, 64), key, high,
-        sigma / 2, BM=config.BM, BO=config.BO, BR=config.BR, ABS=absolute,
+        grad, x, scores, out, x.shape[0], outputs, inputs, triton.cdiv(inputs, 64),
+        signed(key), signed(high), sigma / 2,
+        BM=config.BM, BO=config.BO, BR=config.BR, ABS=absolute,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
 
@@ -83,7 +84,7 @@ VARIANTS = [
             **dict.fromkeys(("p_grad", "p_x"), "*bf16"),
             **dict.fromkeys(("p_scores", "p_out"), "*fp32"),
             **dict.fromkeys(("m", "outputs", "inputs", "row_units"), "i32"),
-            **dict.fromkeys(("key", "high"), "i64"),
+            **dict.fromkeys(("key", "high"), "i32"),
             "scale": "fp32",
         },
         {"BM": config.BM, "BO": config.BO, "BR": config.BR, "ABS": True},

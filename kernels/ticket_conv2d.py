@@ -11,14 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .ticket_linear import aligned, dot, split, sum_splits, ticket_tile
+from .ticket_linear import aligned, dot, signed, split, sum_splits, ticket_tile
 from .tuning import Config, architectures, configs, targets_of, tuned
 from .variants import Variant
 
 __all__ = ["VARIANTS", "ticket_conv2d"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key", "high"])
 def _ticket_conv2d(
     p_x, p_words, p_signs, p_bias, p_y, pixels, outputs, channels, inputs, row_units, height, width,
     out_height, out_width, taps_x, stride_y, stride_x, pad_y, pad_x, dilate_y, dilate_x, steps,
@@ -99,7 +99,7 @@ def ticket_conv2d(
     _ticket_conv2d[(*tiles, splits)](
         x, aligned(words), x if signs is None else aligned(signs), x if bias is None else bias,
         parts, pixels, outputs, channels, inputs, inputs // 64, height, width, *batch[1:],
-        kernel_size[1], *stride, *padding, *dilation, steps, key, high, sigma / 2,
+        kernel_size[1], *stride, *padding, *dilation, steps, signed(key), signed(high), sigma / 2,
         BM=config.BM, BO=config.BO, BR=config.BR, STORED=signs is not None,
         BIASED=bias is not None and splits == 1,
         num_warps=config.warps, num_stages=config.stages,
@@ -121,7 +121,7 @@ VARIANTS = [
             **dict.fromkeys(("p_x", "p_bias"), "*bf16"),
             **dict.fromkeys(("p_words", "p_signs"), "*i32"),
             **dict.fromkeys(_SIZES, "i32"),
-            **dict.fromkeys(("key", "high"), "i64"),
+            **dict.fromkeys(("key", "high"), "i32"),
             "p_y": "*fp32",
             "scale": "fp32",
         },

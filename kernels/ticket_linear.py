@@ -20,6 +20,7 @@ __all__ = [
     "VARIANTS",
     "aligned",
     "dot",
+    "signed",
     "split",
     "sum_splits",
     "ticket_config",
@@ -102,7 +103,7 @@ def _epilogue(p_y, p_bias, acc, o_m, o_o, m, outputs, scale, BIASED: tl.constexp
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key", "high"])
 def _gemm(
     p_x, p_words, p_signs, p_bias, p_y, m, outputs, inputs, rows, row_units, key, high, scale,
     BM: tl.constexpr, BO: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
@@ -138,7 +139,7 @@ def _gemm(
     _epilogue(p_y, p_bias, acc, o_m, o_o, m, outputs, scale, BIASED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key", "high"])
 def _skinny(
     p_x, p_words, p_signs, p_bias, p_y, m, outputs, inputs, rows, row_units, steps, key, high,
     scale,
@@ -230,6 +231,7 @@ def ticket_linear(
         "num_stages": config.stages,
     }
     p_bias, biased = x if bias is None else bias, bias is not None
+    key, high = signed(key), signed(high)
     if config.kernel == "gemm":
         _gemm[(tiles[0] * tiles[1],)](
             x, p_words, p_signs, p_bias, y, *sizes, key, high, sigma / 2,
@@ -268,6 +270,11 @@ def ticket_config(rows: int, dtype: torch.dtype, device: torch.device, transpose
     return tuned(f"ticket_linear{way}{kind}", rows, device)
 
 
+def signed(word: int) -> int:
+    """A 32-bit word as an int32, so that one compiled kernel serves every layer's key."""
+    return word - 2**32 if word >= 2**31 else word
+
+
 def aligned(words: torch.Tensor) -> torch.Tensor:
     """``words``, copied if they do not start at a multiple of 16 bytes: a unit is one load."""
     return words.clone() if words.data_ptr() % 16 else words
@@ -276,7 +283,7 @@ def aligned(words: torch.Tensor) -> torch.Tensor:
 _TYPES = {
     **dict.fromkeys(("p_words", "p_signs"), "*i32"),
     **dict.fromkeys(("m", "outputs", "inputs", "rows", "row_units", "steps"), "i32"),
-    **dict.fromkeys(("key", "high"), "i64"),
+    **dict.fromkeys(("key", "high"), "i32"),
     **dict.fromkeys(("size", "splits"), "i32"),
     "p_parts": "*fp32",
     "scale": "fp32",
@@ -288,8 +295,8 @@ _SKINNY_CEILING = 4.0
 def _variants():
     """Every shipped configuration, and the stored-sign variant of those for few rows."""
     for architecture in architectures():
-        for op, listed in configs(architecture).items():
-            for config in listed:
+        for op in (op for op in configs(architecture) if op.startswith("ticket_linear")):
+            for config in configs(architecture)[op]:
                 for stored in (False, True)[: 1 + (op == "ticket_linear" and config.rows <= 64)]:
                     yield _variant(architecture, op, config, stored)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sparseticket import prng
@@ -64,9 +66,7 @@ def _cuda(grad, x, scores, transform, seed, layer, sigma):
         return popup_score_grad(grad_weight(grad, x), weight, scores, transform).contiguous()
     from sparseticket.kernels.popup_linear_ds import popup_linear_ds as launch
 
-    grad2d, x2d = (
-        t.reshape(-1, n).contiguous() for t, n in zip((grad, x), scores.shape, strict=True)
-    )
+    grad2d, x2d = (t.reshape(math.prod(t.shape[:-1]), t.shape[-1]).contiguous() for t in (grad, x))
     out = torch.empty(scores.shape, dtype=scores.dtype, device=x.device)
     key, high = prng.stream_key(seed, layer, "sign")
     launch(
