@@ -22,6 +22,7 @@ _EXPORTS = {
         "fuse_batchnorm_",
         "sparsify_",
         "to_form_",
+        "tune",
         "update_masks",
     ),
     "optim": ("MaskedAdamW", "MaskedSGD", "PopupAdamW", "PopupSGD"),

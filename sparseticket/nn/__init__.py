@@ -9,6 +9,7 @@ from .linear import SparseLinear
 from .recipe import WeightRecipe
 from .score_layer import ScoreConv2d, ScoreLayer, ScoreLinear, WeightRule, tickets_
 from .superposed import Plane, Superposed, SuperposedConv2d, SuperposedLinear
+from .tuning import Tuned, tune
 
 __all__ = [
     "FrozenPattern",
@@ -26,6 +27,7 @@ __all__ = [
     "Superposed",
     "SuperposedConv2d",
     "SuperposedLinear",
+    "Tuned",
     "WeightRecipe",
     "WeightRule",
     "attach",
@@ -37,5 +39,6 @@ __all__ = [
     "sparsify_",
     "tickets_",
     "to_form_",
+    "tune",
     "update_masks",
 ]

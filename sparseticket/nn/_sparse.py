@@ -492,6 +492,8 @@ class SparseModule(nn.Module):
             raise TypeError(
                 f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
             )
+        elif "shadow" in buffers:
+            shadow = self._shadow_in(x.dtype)
         if self.form == "masked":
             raw = self._raw_grad_for is not None
             if shadow is None and not raw:
@@ -613,10 +615,10 @@ class SparseModule(nn.Module):
         full = self._full_weight() if self.form == "ticket" else self.weight
         return ops.apply_mask(full, self.mask_words)
 
-    # weight * mask in a low precision, which a masked optimizer owns and writes (form masked).
+    # weight * mask, which a masked optimizer (in a low precision) or st.tune writes (form masked).
 
     def shadow_buffer(self, dtype: torch.dtype) -> torch.Tensor:
-        """The buffer for an optimizer to write, laid out as the weight; made if there is none."""
+        """The buffer for others to write, laid out as the weight; made if there is none."""
         shadow = self._buffers.get("shadow")
         if shadow is None or (shadow.dtype, shadow.device) != (dtype, self.weight.device):
             self.register_buffer("shadow", torch.empty_like(self.weight, dtype=dtype), False)
@@ -624,6 +626,11 @@ class SparseModule(nn.Module):
 
     def shadow_written(self) -> None:
         self._shadow_at = _version(self.weight), _version(self.mask_words)
+
+    def make_shadow(self, dtype: torch.dtype) -> None:
+        masked = ops.apply_mask(self.weight.detach(), self.mask_words, dtype)
+        self.shadow_buffer(dtype).copy_(masked)
+        self.shadow_written()
 
     def drop_shadow(self) -> None:
         self._buffers.pop("shadow", None)
@@ -637,8 +644,8 @@ class SparseModule(nn.Module):
         """
         shadow = self._buffers.get("shadow")
         if shadow is not None and shadow.dtype == dtype and self._shadow_at is not None:
-            if torch.compiler.is_compiling():
-                return shadow
+            if torch.compiler.is_compiling():  # no versions there: only what an optimizer keeps up
+                return shadow if self._raw_grad_for is not None else None
             if self._shadow_at == (_version(self.weight), _version(self.mask_words)):
                 return shadow
         if self.mask_words.device.type == "cpu":
