@@ -243,7 +243,7 @@ def _emit_tile(
     else:
         key = _key_of(score, ABS)
         magnitude = key if ABS else score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        largest = tl.maximum(largest, tl.where(m_score, magnitude, 0))
+        largest = tl.maximum(largest, magnitude)  # 0 where nothing was loaded
     flag = tl.where(key > hi, 1, tl.where(key >= lo, 65536, 0))
     flag = tl.where(m_score, flag, 0)
     if WITHIN:

@@ -17,8 +17,17 @@ from sparseticket.kernels.philox import philox_words
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETING:
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction
 
+    _patch_tensor = interpreter._patch_lang_tensor
+
+    def _patch(tensor, *rest):
+        """Triton 3.6 makes a scalar an array of one, which NumPy 2.4 takes for no index."""
+        _patch_tensor(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = _patch
     _slow_call = InterpretedFunction.__call__
 
     def _call(self, *args, **kwargs):
