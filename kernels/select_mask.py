@@ -33,7 +33,7 @@ _BINS = 2048 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) els
 _LEVELS = 3 if _BINS == 2048 else 4
 _CHUNK_UNITS = (64, 512)  # of small and of large lists
 _TILE_UNITS = 32
-_COUNT_WARPS = 8  # with 4 the counting spills in Triton 3.6
+_COUNT_WARPS, _COUNT_TILE = 8, 32 if _BINS == 2048 else 16  # more a thread spills in Triton 3.6
 
 # A group's record, int32: the band, what the pass counted, what was found.
 _RECORD = tl.constexpr(8)
@@ -707,7 +707,8 @@ def select_mask(
     for level in range(_LEVELS):
         _count[grid](
             table, records, levels, bins, candidates, inside, keys, places,
-            LEVEL=level, **many, **tile, **kind, **counting, num_warps=_COUNT_WARPS,
+            LEVEL=level, **many, UNITS=chunk, TILE=_COUNT_TILE, **kind, **counting,
+            num_warps=_COUNT_WARPS,
         )  # fmt: skip
     _settle[grid](
         table, records, levels, bins, out, candidates, inside, ties, keys, places,
@@ -781,9 +782,9 @@ VARIANTS = [
     _variant("bands", _bands, 16),
     _variant("bands sampled", _bands, 16, HINTED=False),
     _variant("bands within", _bands, 16, HINTED=False, WITHIN=True),
-    _variant("count", _count, _COUNT_WARPS),
-    _variant("count within", _count, _COUNT_WARPS, WITHIN=True),
-    _variant("count next", _count, _COUNT_WARPS, LEVEL=1),
+    _variant("count", _count, _COUNT_WARPS, TILE=_COUNT_TILE),
+    _variant("count within", _count, _COUNT_WARPS, TILE=_COUNT_TILE, WITHIN=True),
+    _variant("count next", _count, _COUNT_WARPS, TILE=_COUNT_TILE, LEVEL=1),
     _variant("settle", _settle),
     _variant("settle within", _settle, WITHIN=True, RAGGED=True),
     _variant("grant", _grant),

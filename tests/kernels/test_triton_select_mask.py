@@ -41,6 +41,7 @@ SCORES = {
 def few_tiles(monkeypatch):
     """The interpreter's time goes by tiles, not by scores; some tests take the shipped sizes."""
     monkeypatch.setattr(module, "_TILE_UNITS", 64)
+    monkeypatch.setattr(module, "_COUNT_TILE", 64)
     monkeypatch.setattr(module, "_SAMPLE", 1024)
 
 
