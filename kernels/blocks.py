@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["BLOCKS", "block_of", "block_tile", "dot"]
+__all__ = ["BLOCKS", "block_of", "block_tile", "dot", "tiles_of", "warps_of"]
 
 BLOCKS = (128, 64, 32)
 
@@ -24,6 +24,16 @@ def block_of(size: int, rows: int, k: int, kept: int) -> int:
         if size == rows // block + k // block + 2 + 4 * (kept // block**2):
             return block
     raise ValueError(f"a list of {size} numbers is none of the blocks of [{rows}, {k}]")
+
+
+def tiles_of(block: int, m: int, halves: bool) -> dict[str, int]:
+    """Samples and columns of a tile: 128 x 64 of 2 bytes feed the tensor cores of Hopper."""
+    samples = 16 if m <= 16 else 64 if m <= 64 or not halves else 128
+    return {"BM": samples, "BK": min(block, 64 if halves else 32)}
+
+
+def warps_of(block: int, m: int) -> int:
+    return 8 if block == 128 and m > 16 else 4
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import block_of, dot
+from .blocks import block_of, dot, tiles_of, warps_of
 from .variants import Variant
 
 __all__ = ["VARIANTS", "sparse_linear"]
@@ -69,12 +69,6 @@ def _list_forward(
     tl.store(p_out, y.to(p_y.dtype.element_ty), mask=(o_sample < m) & m_row[None, :])
 
 
-def _tiles(block: int, m: int, halves: bool) -> dict[str, int]:
-    """Samples and columns of a tile: 128 x 64 of 2 bytes feed the tensor cores of Hopper."""
-    samples = 16 if m <= 16 else 64 if m <= 64 or not halves else 128
-    return {"BM": samples, "BK": min(block, 64 if halves else 32)}
-
-
 def sparse_linear(
     x: torch.Tensor,
     values: torch.Tensor,
@@ -96,9 +90,9 @@ def sparse_linear(
         )  # fmt: skip
         return
     block = block_of(pattern.numel(), rows, k, values.numel())
-    tiles = _tiles(block, m, x.element_size() == 2)
+    tiles = tiles_of(block, m, x.element_size() == 2)
     _block_forward[(triton.cdiv(m, tiles["BM"]), rows // block)](
-        *args, BLOCK=block, **tiles, BIAS=bias is not None
+        *args, BLOCK=block, **tiles, BIAS=bias is not None, num_warps=warps_of(block, m)
     )  # fmt: skip
 
 
@@ -110,7 +104,8 @@ VARIANTS = [
             _block_forward,
             {**dict.fromkeys(("p_x", "p_values", "p_bias", "p_y"), f"*{dtype}"),
              "p_list": "*i32", **_SIZES},
-            {"BLOCK": block, **_tiles(block, m, dtype != "fp32"), "BIAS": True},
+            {"BLOCK": block, **tiles_of(block, m, dtype != "fp32"), "BIAS": True},
+            warps=warps_of(block, m),
             aligned=("rows", "k"),
             wgmma=dtype != "fp32" and m > 16,
         )
@@ -128,6 +123,6 @@ VARIANTS = [
             elements=_LIST_ROWS * _LIST_CHUNK,
             ceiling=ceiling,
         )
-        for dtype, m, ceiling in (("bf16", 1, 22), ("bf16", 4, 46), ("fp32", 1, 17))
+        for dtype, m, ceiling in (("bf16", 1, 25), ("bf16", 4, 75), ("fp32", 1, 20))
     ),
 ]  # fmt: skip

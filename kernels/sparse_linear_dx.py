@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import block_of, block_tile, dot
+from .blocks import block_of, block_tile, dot, tiles_of, warps_of
 from .variants import Variant
 
 __all__ = ["VARIANTS", "sparse_linear_dx"]
@@ -40,11 +40,6 @@ def _block_dx(
     tl.store(p_gx, acc.to(p_out.dtype.element_ty), mask=m_m)
 
 
-def _tiles(block: int, m: int, halves: bool) -> dict[str, int]:
-    samples = 16 if m <= 16 else 64 if m <= 64 or not halves else 128
-    return {"BM": samples, "BK": min(block, 64 if halves else 32)}
-
-
 def sparse_linear_dx(
     grad: torch.Tensor, values: torch.Tensor, pattern: torch.Tensor, out: torch.Tensor
 ) -> None:
@@ -53,9 +48,10 @@ def sparse_linear_dx(
     if not out.numel():
         return
     block = block_of(pattern.numel(), rows, k, values.numel())
-    tiles = _tiles(block, m, grad.element_size() == 2)
+    tiles = tiles_of(block, m, grad.element_size() == 2)
     _block_dx[(triton.cdiv(m, tiles["BM"]), k // block)](
-        grad, values, pattern, out, m, rows, k, values.numel() // block**2, BLOCK=block, **tiles
+        grad, values, pattern, out, m, rows, k, values.numel() // block**2,
+        BLOCK=block, **tiles, num_warps=warps_of(block, m),
     )  # fmt: skip
 
 
@@ -65,7 +61,8 @@ VARIANTS = [
         _block_dx,
         {**dict.fromkeys(("p_grad", "p_values", "p_out"), f"*{dtype}"), "p_list": "*i32",
          **dict.fromkeys(("m", "rows", "k", "live"), "i32")},
-        {"BLOCK": block, **_tiles(block, m, dtype != "fp32")},
+        {"BLOCK": block, **tiles_of(block, m, dtype != "fp32")},
+        warps=warps_of(block, m),
         aligned=("rows", "k"),
         wgmma=dtype != "fp32" and m > 16,
     )

@@ -31,14 +31,18 @@ def _check_rounded(made, exact):
 @pytest.mark.parametrize("rule", RULES)
 def test_masked_step(device, on_cuda, launches, rule):
     torch.manual_seed(0)
-    for change in LAYOUTS:
-        for density, shadow in ((0.0, torch.float16), (0.4, torch.bfloat16), (1.0, None)):
-            inputs = _on(device, inputs_of([*SHAPES, *CONVS], rule, change, shadow, density))
-            launches.clear()
-            got = run(lambda *a, **k: on_cuda(ops.masked_step, *a, **k), inputs, **RULES[rule])
-            assert launches.count("_masked_step") == 1
-            for made, exact in check_step(got, inputs, RULES[rule]):
-                _check_rounded(made, exact)
+    for change, density, shadow in (
+        (LAYOUTS[0], 0.4, torch.float16),
+        (LAYOUTS[1], 0.4, torch.bfloat16),
+        (LAYOUTS[1], 0.0, torch.float16),
+        (LAYOUTS[0], 1.0, None),
+    ):
+        inputs = _on(device, inputs_of([*SHAPES, *CONVS], rule, change, shadow, density))
+        launches.clear()
+        got = run(lambda *a, **k: on_cuda(ops.masked_step, *a, **k), inputs, **RULES[rule])
+        assert launches.count("_masked_step") == 1
+        for made, exact in check_step(got, inputs, RULES[rule]):
+            _check_rounded(made, exact)
 
 
 def test_masked_step_off_the_grid(device, on_cuda):
@@ -63,12 +67,12 @@ def test_apply_mask(device, on_cuda, launches, dtype):
     torch.manual_seed(0)
     for shape in [*SHAPES, *CONVS]:
         for change in LAYOUTS:
-            for density in (0.0, 0.4, 1.0):
+            for density in (0.0, 0.4):
                 mask = torch.rand(shape, device=device) < density
                 words = ops.pack_mask(mask.cpu()).to(device)
                 dense = change(torch.randn(shape, device=device).to(dtype))
                 dense = torch.where(mask, dense, torch.nan)
-                for to in (None, torch.float16, torch.float32):
+                for to in (None, torch.float16):
                     got = on_cuda(ops.apply_mask, dense, words, to)
                     assert torch.equal(got, apply_mask(dense, words, to))
                     assert got.stride() == dense.stride() or not got.numel()
