@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparseticket import ops
 
@@ -113,6 +115,36 @@ def test_outputs_may_be_changed_in_place(name, full):
         inplace, leaf.grad = leaf.grad, None
         torch.autograd.backward(op(leaf, *rest).relu().sum())
         assert torch.equal(inplace, leaf.grad)
+
+
+class _Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.ops.append(op)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_modes_and_transforms_see_the_op(name):
+    """The short way to a kernel is for plain tensors only."""
+    op, (x, *rest) = getattr(ops, name), CALLS[name]
+    expected = op(x, *rest)
+    for given in (x, x.clone().requires_grad_()):
+        with _Seen() as seen:
+            got = op(given, *rest)
+        assert torch.equal(got, expected) and seen.ops == [op]
+    with torch.inference_mode():
+        assert torch.equal(op(x, *rest), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(op(x, *rest), expected)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in (x, *rest)]
+        assert op(*fakes).shape == expected.shape
+    constant = torch.func.grad(lambda t: (op(t.detach(), *rest) * t.sum()).sum())(x)
+    torch.testing.assert_close(constant, expected.sum().expand_as(x))
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

@@ -464,27 +464,28 @@ class SparseModule(nn.Module):
     # Call -------------------------------------------------------------------------------------
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_fresh()
-        if self.form == "compressed" and not torch.compiler.is_compiling():
+        form = self.options.form
+        if form == "scored":
+            self._check_fresh()
+        elif form == "compressed" and not torch.compiler.is_compiling():
             self._derive(x)
-        return self._OPS[self.form](*self._arguments(x))
+        return self._OPS[form](*self._arguments(x))
 
     def _arguments(self, x: torch.Tensor) -> tuple:
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
-        weight = self.values if self.form == "compressed" else None
-        if self.form in _DENSE:
-            weight = self.weight
+        form, weight = self.options.form, None
+        if form != "ticket":
+            weight = self._held("values" if form == "compressed" else "weight")
         buffers = self._buffers  # attribute access would cost a microsecond each
-        bias, words = self.bias, buffers["mask_words"]
-        shadow = None
+        bias, words, shadow = self._held("bias"), buffers["mask_words"], None
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
         kind = x.device.type
-        if self.form == "scored" and self._takes_seed and self._is_drawn():
+        if form == "scored" and self._takes_seed and self._is_drawn():
             weight = None  # the op makes it from the recipe
         if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             x = x.to(dtype)
-            if self.form == "masked":
+            if form == "masked":
                 shadow = self._shadow_in(dtype)
             weight = weight.to(dtype) if weight is not None and shadow is None else weight
             bias = None if bias is None else bias.to(dtype)
@@ -494,22 +495,27 @@ class SparseModule(nn.Module):
             )
         elif "shadow" in buffers:
             shadow = self._shadow_in(x.dtype)
-        if self.form == "masked":
+        if form == "masked":
             raw = self._raw_grad_for is not None
             if shadow is None and not raw:
                 return x, weight, words, bias, *geometry
             return x, weight, words, bias, *geometry, raw, *self._AFTER_RAW, shadow
-        if self.form == "scored":
+        if form == "scored":
             seed, layer, sigma = 0, 0, 0.0  # unread, and no reason to compile anew
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
             recipe = (self.options.transform, seed, layer, sigma)
             return (x, weight, self.scores, words, bias, *recipe, *geometry, self._gives_raw_grad())
-        if self.form == "compressed":
+        if form == "compressed":
             shape = (self.weight_shape,) if geometry else ()
             derived = buffers["pattern"], buffers["pattern_t"]
             return x, weight, words, bias, *shape, *geometry, *derived
         return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
+
+    def _held(self, name: str) -> Any:
+        """A parameter, or what hooks, parametrizations and replicas put in its place."""
+        held = self._parameters
+        return held[name] if name in held else getattr(self, name)
 
     def _ticket_arguments(self, geometry: tuple) -> tuple:
         """What the ticket op takes after the recipe."""

@@ -40,7 +40,6 @@ __all__ = [
 C = _C
 LIB = torch.library.Library("sparseticket", "DEF")
 _LOG = logging.getLogger("sparseticket")
-_VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 _OPS: set[str] = set()
 _CHOOSERS: dict[str, Callable[..., Choice]] = {}
 _CUDA_CHOOSERS: dict[str, Callable[..., Choice]] = {}  # of the ops with Triton kernels
@@ -126,13 +125,16 @@ def define(
     _OPS.add(name)
     meta = _on_one_device(name, meta)
     fallback = _device_body(cuda, reference, check or meta)
-    if backward is not None:
-        cpu, fallback = _reverse_only(name, cpu), _reverse_only(name, fallback)
     if factory:
-        LIB.impl(name, _by_device(cpu, fallback, meta), "CompositeExplicitAutograd")
+        kernels = {"CompositeExplicitAutograd": _by_device(cpu, fallback, meta)}
     else:
-        LIB.impl(name, _as_kernel(cpu, "cpu"), "CPU")
-        LIB.impl(name, _as_kernel(fallback, "cuda"), "CUDA")
+        differentiable = name if backward is not None else None
+        kernels = {
+            "CPU": _as_kernel(cpu, "cpu", differentiable),
+            "CUDA": _as_kernel(fallback, "cuda", differentiable),
+        }
+    for key, kernel in kernels.items():
+        LIB.impl(name, kernel, key)
     torch.library.register_fake(f"sparseticket::{name}", meta, lib=LIB)
     op = getattr(torch.ops.sparseticket, name).default
     if backward is not None:
@@ -140,7 +142,7 @@ def define(
             f"sparseticket::{name}",
             _with_all_needs(backward, len(op._schema.arguments)),
             setup_context=setup_context,
-            lib=LIB,
+            lib=_WithShortcut(kernels),
         )
     if choose is not None:
         _CHOOSERS[name] = choose
@@ -164,20 +166,6 @@ def _on_one_device(name: str, meta: Callable) -> Callable:
     return run
 
 
-def _reverse_only(name: str, body: Callable) -> Callable:
-    """``body`` that refuses forward-mode differentiation, whose tangents would silently be 0."""
-
-    @functools.wraps(body)
-    def run(*args, **kwargs):
-        if forward_ad._current_level >= 0:  # torch.func.jvp hides the tangents themselves
-            raise NotImplementedError(
-                f"{name}: has no forward-mode derivative (jvp, jacfwd, dual_level); use backward"
-            )
-        return body(*args, **kwargs)
-
-    return run
-
-
 def _with_all_needs(backward: Callable, count: int) -> Callable:
     """``backward`` with one ``needs_input_grad`` an argument: the dispatcher drops trailing
     arguments that equal their defaults, and their entries with them."""
@@ -191,14 +179,50 @@ def _with_all_needs(backward: Callable, count: int) -> Callable:
     return run
 
 
-def _as_kernel(body: Callable, device_type: str) -> Callable:
-    """``body`` as a C++ kernel would run: without autocast, and with its views untracked, so that
-    an output made by ``view`` is no view to autograd (``nn.ReLU(inplace=True)`` would raise)."""
-    enabled, guard = torch.is_autocast_enabled, torch._C._ExcludeDispatchKeyGuard
+class _WithShortcut:
+    """``LIB``, to which ``register_autograd`` gives a kernel that spends microseconds on finding
+    the next one: without gradients, plain tensors of one device go straight to theirs."""
+
+    def __init__(self, kernels: dict[str, Callable]) -> None:
+        self.kernels = {_plain_keys(device): kernel for device, kernel in kernels.items()}
+
+    def impl(self, name: str, autograd: Callable, key: str, *, with_keyset: bool) -> None:
+        grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
+        find = self.kernels.get
+
+        def run(keyset, *args, **kwargs):
+            # Modes, transforms and subclasses of tensors add keys of their own.
+            kernel = find(keyset.raw_repr())
+            if kernel is None or (grad_enabled() and any_requires_grad(*args)):
+                return autograd(keyset, *args, **kwargs)
+            return kernel(*args, **kwargs)
+
+        LIB.impl(name, run, key, with_keyset=with_keyset)
+
+
+def _plain_keys(device: str) -> int:
+    """The set of keys of an op on strided tensors of this device and nothing else."""
+    keys = torch._C.DispatchKey
+    both = getattr(keys, device), getattr(keys, f"Autograd{device}")
+    return (torch._C.DispatchKeySet(both[0]) | torch._C.DispatchKeySet(both[1])).raw_repr()
+
+
+def _as_kernel(body: Callable, device_type: str, differentiable: str | None) -> Callable:
+    """``body`` as a C++ kernel would run: without autocast and autograd, and with its views
+    untracked: an output made by ``view`` is no view to autograd (``nn.ReLU(inplace=True)`` would
+    raise). One of a ``differentiable`` op, given by name, refuses forward-mode differentiation,
+    whose tangents would silently be 0."""
+    enabled, below = torch.is_autocast_enabled, torch._C._AutoDispatchBelowADInplaceOrView
 
     @functools.wraps(body)
     def run(*args, **kwargs):
-        with guard(_VIEW_TRACKING):
+        # The level, because torch.func.jvp hides the tangents themselves.
+        if differentiable and forward_ad._current_level >= 0:
+            raise NotImplementedError(
+                f"{differentiable}: has no forward-mode derivative (jvp, jacfwd, dual_level); "
+                "use backward"
+            )
+        with below():
             if not enabled(device_type):
                 return body(*args, **kwargs)
             with autocast_off(device_type):

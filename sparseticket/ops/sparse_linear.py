@@ -26,12 +26,14 @@ from .sparse_pattern import sparse_pattern
 __all__ = ["sparse_linear"]
 
 
-def _check(x, values, words, bias):
-    k = x.shape[-1] if x.ndim else 0
-    check_linear("sparse_linear", x, words.shape[0], k, words, bias)
-    check_values("sparse_linear", values, words.shape[0], k)
+def _checked(x, values, words, bias):
+    """``(O, K)``; raises for what the op cannot take."""
+    rows, k = words.shape[0], x.shape[-1] if x.ndim else 0
+    check_linear("sparse_linear", x, rows, k, words, bias)
+    check_values("sparse_linear", values, rows, k)
     if values.dtype != x.dtype:
         raise ValueError(f"sparse_linear: values: got {values.dtype}, need {x.dtype} like x")
+    return rows, k
 
 
 def _choose(x, values, words, bias=None, pattern=None, transposed=None):
@@ -39,8 +41,7 @@ def _choose(x, values, words, bias=None, pattern=None, transposed=None):
 
 
 def _cpu(x, values, words, bias=None, pattern=None, transposed=None):
-    _check(x, values, words, bias)
-    rows, k = words.shape[0], x.shape[-1]
+    rows, k = _checked(x, values, words, bias)
     if not runs_sparse(x, rows, k, values.shape[0]):
         return with_batch_of(x, F.linear(x, scatter_live(values, words, (rows, k)), bias))
     if pattern is None:
@@ -69,8 +70,8 @@ def _cuda(x, values, words, bias=None, pattern=None, transposed=None):
 
 
 def _meta(x, values, words, bias=None, pattern=None, transposed=None):
-    _check(x, values, words, bias)
-    return empty_batch(x, batch_inner(x), words.shape[0])
+    rows, _ = _checked(x, values, words, bias)
+    return empty_batch(x, batch_inner(x), rows)
 
 
 def _setup(ctx, inputs, output):
