@@ -920,6 +920,12 @@ CASES: dict[str, list[Case]] = {
             )
             for d in _DENSITIES
         ),
+        Case("call overhead: 8x8 batch 1", lambda: _sparse_linear((8, 8), 1, 0.5), 256),
+        Case(
+            "call overhead: 8x8 batch 1, op alone",
+            lambda: _sparse_linear((8, 8), 1, 0.5, module=False),
+            256,
+        ),
     ],
     "sparse_linear_dx": [
         Case(

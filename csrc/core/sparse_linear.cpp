@@ -96,6 +96,20 @@ void strip_product(int64_t vectors, const Matrix<Index>& w, int64_t first, int64
   }
 }
 
+typedef float Four __attribute__((vector_size(16)));
+
+// Loads are what one sample costs: values come four at a time, x one by one; gather instructions
+// take 1.2 to 1.8 times as long on Zen 4.
+template <typename Index, typename T>
+inline Four add_four(const float* ST_RESTRICT values, const Index* ST_RESTRICT columns,
+                     const T* ST_RESTRICT x, Four sums) {
+  Four w;
+  __builtin_memcpy(&w, values, sizeof w);
+  const Four gathered = {to_float(x[columns[0]]), to_float(x[columns[1]]), to_float(x[columns[2]]),
+                         to_float(x[columns[3]])};
+  return sums + w * gathered;
+}
+
 template <typename Index, typename T>
 void one_sample(const Matrix<Index>& w, const T* ST_RESTRICT x, const T* ST_RESTRICT bias,
                 T* ST_RESTRICT y, int nthreads) {
@@ -103,11 +117,18 @@ void one_sample(const Matrix<Index>& w, const T* ST_RESTRICT x, const T* ST_REST
   for (int64_t row = 0; row < w.shape.rows; ++row) {
     const int64_t end = w.starts[row + 1];
     int64_t i = w.starts[row];
-    float sums[4] = {bias ? to_float(bias[row]) : 0.0f, 0, 0, 0};
-    for (; i + 4 <= end; i += 4)
-      for (int s = 0; s < 4; ++s) sums[s] += w.values[i + s] * to_float(x[w.columns[i + s]]);
-    for (; i < end; ++i) sums[0] += w.values[i] * to_float(x[w.columns[i]]);
-    store_float((sums[0] + sums[1]) + (sums[2] + sums[3]), y + row);
+    Four even = {bias ? to_float(bias[row]) : 0.0f, 0, 0, 0}, odd = {0, 0, 0, 0};
+    for (; i + 8 <= end; i += 8) {
+      even = add_four(w.values + i, w.columns + i, x, even);
+      odd = add_four(w.values + i + 4, w.columns + i + 4, x, odd);
+    }
+    if (i + 4 <= end) {
+      even = add_four(w.values + i, w.columns + i, x, even);
+      i += 4;
+    }
+    even += odd;
+    for (; i < end; ++i) even[0] += w.values[i] * to_float(x[w.columns[i]]);
+    store_float((even[0] + even[1]) + (even[2] + even[3]), y + row);
   }
 }
 

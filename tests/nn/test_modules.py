@@ -1064,3 +1064,28 @@ def test_compressed_in_a_converted_model():
     assert not report.not_weight_free
     st.densify_(model)
     assert type(model[0]) is nn.Linear
+
+
+class _Twice(nn.Module):
+    def forward(self, values):
+        return 2 * values
+
+
+@pytest.mark.parametrize("form", ["masked", "compressed"])
+def test_parameters_may_be_held_elsewhere(form):
+    """By a parametrization, functional_call, or a replica of DataParallel."""
+    layer, x = st.SparseLinear(70, 5, density=0.5, form=form, seed=1), torch.randn(3, 70)
+    name, expected = "values" if form == "compressed" else "weight", layer(x)
+    held = dict(layer.named_parameters())
+    doubled = {key: 2 * held[key] for key in (name, "bias")}
+    assert torch.equal(torch.func.functional_call(layer, doubled, (x,)), 2 * expected)
+    replica = layer._replicate_for_data_parallel()
+    for key, parameter in held.items():
+        setattr(replica, key, parameter.detach().clone())
+    assert not replica._parameters and torch.equal(replica(x), expected)
+    nn.utils.parametrize.register_parametrization(layer, "bias", _Twice())
+    if form == "masked":  # torch refuses the name "values"
+        nn.utils.parametrize.register_parametrization(layer, "weight", _Twice())
+        assert torch.equal(layer(x), 2 * expected)
+    else:
+        torch.testing.assert_close(layer(x), expected + held["bias"])
