@@ -23,15 +23,17 @@ def measured():
     return get
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", [case.name for case in DIGITS if case.model == "mlp"])
 def test_digits_case_is_inside_its_bound(measured, name):
-    """Seed 0; ``python -m bench.accuracy strong`` runs them all."""
+    """One seed, and no convolutions: ``python -m bench.accuracy strong`` runs all."""
     case = BY_NAME[name]
     assert case.low <= measured(name, 0) <= case.high
 
 
-@pytest.mark.parametrize(("better", "worse", "points"), DIGITS_GAPS)
-def test_orderings_hold(measured, better, worse, points):
-    seeds = (0,) if BY_NAME[worse].control == "random mask" else (0, 1, 2)
-    gap = sum(measured(better, s) - measured(worse, s) for s in seeds) / len(seeds)
-    assert gap >= points
+WIDE = [gap for gap in DIGITS_GAPS if gap[2] >= 3 and BY_NAME[gap[0]].model == "mlp"]
+
+
+@pytest.mark.parametrize(("better", "worse", "points"), WIDE)
+def test_wide_orderings_show_in_one_seed(measured, better, worse, points):
+    """The others are the command's, as means of three seeds."""
+    assert measured(better, 0) - measured(worse, 0) >= points

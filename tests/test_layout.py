@@ -205,7 +205,7 @@ NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get th
         [
             *("conv2d_flip", "gather_live", "scatter_live", "sparse_conv2d", "sparse_conv2d_dw"),
         ],
-        "not written yet",
+        "no GPU kernel of unstructured live values pays; CUDA tensors get the reference",
     ),
     **dict.fromkeys(["popup_conv2d", "popup_linear"], _COMPOSED),
     **dict.fromkeys(
