@@ -303,10 +303,9 @@ inline int64_t conv_columns(const Conv& c) {
 inline int64_t common_divisor(int64_t a, int64_t b) { return b ? common_divisor(b, a % b) : a; }
 
 // `live`: weights in all. A block's windows of kConvTile vectors take about three quarters of an L1
-// cache, but segments of fewer than kSegment taps do not pay for their sums' way to memory, and no
-// blocks for an order of the values, where the L2 cache holds an image beside the taps.
+// cache, but segments of fewer than kSegment taps do not pay for their sums' way to memory.
 inline ConvPlan make_conv_plan(const Conv& c, int64_t live) {
-  constexpr int64_t kWindowFloats = 6144, kSegment = 16, kImageFloats = 1 << 16;
+  constexpr int64_t kWindowFloats = 6144, kSegment = 16;
   ConvPlan p{};
   p.phases_h = c.stride_h / common_divisor(c.stride_h, c.dilation_h);
   p.phases_w = c.stride_w / common_divisor(c.stride_w, c.dilation_w);
@@ -325,8 +324,7 @@ inline ConvPlan make_conv_plan(const Conv& c, int64_t live) {
   p.block_channels = kWindowFloats / (p.phases_h * p.phases_w * window + 1) + 1;
   const int64_t enough = kSegment * c.outputs * channels / (live + 1) + 1;
   if (p.block_channels < enough) p.block_channels = enough;
-  if (p.block_channels > channels || channels * p.channel_floats <= kImageFloats)
-    p.block_channels = channels;
+  if (p.block_channels > channels) p.block_channels = channels;
   p.blocks = (channels + p.block_channels - 1) / p.block_channels;
   return p;
 }
