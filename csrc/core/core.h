@@ -131,7 +131,7 @@ struct ConvPlan {
   bool in_place;  // the input's own planes serve
 };
 struct Column {
-  int32_t offset, block;
+  int32_t offset, block, place;  // place: in a row of torch's contiguous weight
 };
 struct ConvScratch {
   float* planes;  // conv_image_floats a thread

@@ -188,7 +188,8 @@ void sparse_convolution(const float* ST_RESTRICT x, const TapStream& taps,
 }
 
 // ---------------------------------------------------------------- decoding a mask
-// Where canonical column k of any row reads, and the block of channels that it belongs to.
+// Where canonical column k of any row reads, the block of channels that it belongs to, and its
+// place.
 inline void place_columns(const Conv& c, const ConvPlan& plan, Column* ST_RESTRICT columns) {
   const int64_t channels = c.channels / c.groups;
   for (int64_t r = 0, k = 0; r < c.kernel_h; ++r)
@@ -198,16 +199,33 @@ inline void place_columns(const Conv& c, const ConvPlan& plan, Column* ST_RESTRI
                          s * c.dilation_w / c.stride_w;
       for (int64_t i = 0; i < channels; ++i, ++k)
         columns[k] = {static_cast<int32_t>(i * plan.channel_floats + at),
-                      static_cast<int32_t>(i / plan.block_channels)};
+                      static_cast<int32_t>(i / plan.block_channels),
+                      static_cast<int32_t>((i * c.kernel_h + r) * c.kernel_w + s)};
     }
+}
+
+// Lists the set bits of a word from `first` on, without a branch for each: few words have more than
+// kAtOnce, and which have how many is chance. Up to kAtOnce too many are written. Returns how many.
+constexpr int kAtOnce = 4;
+inline int64_t list_bits(uint32_t word, int64_t first, int32_t* ST_RESTRICT list) {
+  const int count = __builtin_popcount(word);
+  for (int done = 0; done < count || done == 0; done += kAtOnce)
+    for (int i = 0; i < kAtOnce; ++i, word &= word - 1)
+      list[done + i] = static_cast<int32_t>(first) + __builtin_ctz(word | 1u << 31);
+  return count;
 }
 
 // Visits the live columns of a row in canonical order.
 template <typename Visit>
 inline void live_columns(const uint32_t* ST_RESTRICT row, int64_t k, const Visit& visit) {
-  for (int64_t w = 0; 32 * w < k; ++w)
-    for (uint32_t word = row[w] & weight_bits(k, w); word; word &= word - 1)
-      visit(32 * w + __builtin_ctz(word));
+  constexpr int64_t kWords = 32;
+  int32_t list[32 * kWords + kAtOnce];
+  for (int64_t from = 0; from < row_words(k); from += kWords) {
+    int64_t count = 0;
+    for (int64_t w = from; w < smaller(from + kWords, row_words(k)); ++w)
+      count += list_bits(row[w] & weight_bits(k, w), 32 * w, list + count);
+    for (int64_t i = 0; i < count; ++i) visit(int64_t{list[i]});
+  }
 }
 
 // Fills starts and offsets; emit(position in the stream, row, k, rank in canonical order).

@@ -26,8 +26,8 @@ __all__ = [
 
 # Up to this density, walking the live taps beats a dense conv on W*mask; up to that one where the
 # images of a call have few pixels to share the decoding of the mask. From crossover rows.
-FUSED_DENSITY = 0.1
-FEW_PIXELS, FEW_DENSITY = 128, 0.06
+FUSED_DENSITY = 0.15
+FEW_PIXELS, FEW_DENSITY = 128, 0.1
 
 
 def conv_choice(op, x, weight_shape, words, fused_weights=True) -> Choice:

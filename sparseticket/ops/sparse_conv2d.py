@@ -28,7 +28,7 @@ __all__ = ["compile_conv2d", "conv2d_input_grad", "release_code", "sparse_conv2d
 # rows of bench/results.
 SPARSE_DENSITY = 0.3
 # From so many outputs a group and pixels a call on, machine code beats the portable kernel.
-_CODE_OUTPUTS, _CODE_PIXELS = 8, 256
+_CODE_OUTPUTS, _CODE_PIXELS = 8, 128
 
 
 def _check(x, values, words, bias, weight_shape, geometry, taps, flip):
