@@ -356,7 +356,7 @@ def test_diverged_training_says_so():
         ({"lr": math.nan}, "lr: got nan"),
         ({"momentum": 1.0}, "momentum: got 1.0"),
         ({"weight_decay": -0.1}, "weight_decay: got -0.1"),
-        ({"optimizer": "lion"}, "optimizer: got 'lion', need sgd, adam or rmsprop"),
+        ({"optimizer": "lion"}, "optimizer: got 'lion', need sgd, adam, adamw or rmsprop"),
         ({"schedule": "step"}, "schedule: got 'step'"),
         ({"select": "test"}, "select: got 'test'"),
         ({"warmup_epochs": 5}, "warmup_epochs: got 5"),
