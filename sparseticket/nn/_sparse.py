@@ -310,6 +310,7 @@ class SparseModule(nn.Module):
     # What a search never touched; only a ticket file asks.
     frozen_pattern: FrozenPattern | None = None
     _shadow_at: tuple | None = None  # versions of weight and mask when the shadow was written
+    _shadow_owner: object | None = None  # the optimizer that keeps it up, if one does
 
     # Construction -----------------------------------------------------------------------------
 
@@ -630,8 +631,9 @@ class SparseModule(nn.Module):
             self.register_buffer("shadow", torch.empty_like(self.weight, dtype=dtype), False)
         return self.shadow
 
-    def shadow_written(self) -> None:
+    def shadow_written(self, owner: object | None = None) -> None:
         self._shadow_at = _version(self.weight), _version(self.mask_words)
+        self._shadow_owner = owner
 
     def make_shadow(self, dtype: torch.dtype) -> None:
         masked = ops.apply_mask(self.weight.detach(), self.mask_words, dtype)
@@ -641,7 +643,7 @@ class SparseModule(nn.Module):
     def drop_shadow(self) -> None:
         self._buffers.pop("shadow", None)
         self._non_persistent_buffers_set.discard("shadow")
-        self._shadow_at = None
+        self._shadow_at = self._shadow_owner = None
 
     def _shadow_in(self, dtype: torch.dtype) -> torch.Tensor | None:
         """The shadow, if it is in ``dtype`` and nobody wrote weight or mask since it was written.
@@ -651,7 +653,7 @@ class SparseModule(nn.Module):
         shadow = self._buffers.get("shadow")
         if shadow is not None and shadow.dtype == dtype and self._shadow_at is not None:
             if torch.compiler.is_compiling():  # no versions there: only what an optimizer keeps up
-                return shadow if self._raw_grad_for is not None else None
+                return shadow if self._shadow_owner is not None else None
             if self._shadow_at == (_version(self.weight), _version(self.mask_words)):
                 return shadow
         if self.mask_words.device.type == "cpu":
@@ -710,6 +712,7 @@ class SparseModule(nn.Module):
         # Tensor versions do not survive a copy: a flag travels in place of the number.
         state = {**super().__getstate__(), "_selected_at": self._is_fresh()}
         state.pop("_raw_grad_for", None)  # a copy's optimizer has not been made yet
+        state.pop("_shadow_owner", None)
         if state.pop("_shadow_at", None) is not None:
             buffers = {k: v for k, v in state["_buffers"].items() if k != "shadow"}
             state["_buffers"] = buffers

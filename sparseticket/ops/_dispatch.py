@@ -124,7 +124,7 @@ def define(
     LIB.define(schema)
     _OPS.add(name)
     meta = _on_one_device(name, meta)
-    fallback = _device_body(cuda, reference, check or meta)
+    fallback = _device_body(name, cuda, reference, check or meta)
     if factory:
         kernels = {"CompositeExplicitAutograd": _by_device(cpu, fallback, meta)}
     else:
@@ -244,7 +244,9 @@ def _by_device(cpu: Callable, fallback: Callable, meta: Callable) -> Callable:
     return run
 
 
-def _device_body(cuda: Callable | None, reference: Callable, check: Callable) -> Callable:
+def _device_body(
+    name: str, cuda: Callable | None, reference: Callable, check: Callable
+) -> Callable:
     """The body for CUDA tensors: arguments checked, then Triton kernels, or the plain torch
     reference where there are none or they cannot run."""
 
@@ -253,7 +255,7 @@ def _device_body(cuda: Callable | None, reference: Callable, check: Callable) ->
         check(*args, **kwargs)
         if cuda is not None and triton_runs(_devices_of(args, kwargs)):
             return cuda(*args, **kwargs)
-        _log_once()
+        _log_once(name)
         return reference(*args, **kwargs)
 
     return run
@@ -280,8 +282,8 @@ def _only_triton(name: str) -> Callable[..., Choice]:
 
 
 @functools.cache
-def _log_once() -> None:
-    _LOG.warning("no kernels for this device yet: ops run the plain torch reference")
+def _log_once(name: str) -> None:
+    _LOG.warning("%s: no kernel for this device, the plain torch reference runs", name)
 
 
 def _devices_of(args: tuple, kwargs: dict) -> set[torch.device]:

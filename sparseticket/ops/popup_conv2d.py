@@ -82,10 +82,8 @@ def _cuda(
     groups,
     raw_grad=False,
 ):
-    geometry = (stride, padding, dilation, groups)
-    _check(x, weight, scores, words, bias, transform, seed, *geometry)
     dense = frozen_weight(x, weight, scores, words, seed, layer, sigma)
-    return dense_conv(x, dense, bias, *geometry)
+    return dense_conv(x, dense, bias, stride, padding, dilation, groups)
 
 
 def _meta(

@@ -59,7 +59,6 @@ def _choose_cuda(grad, x, scores, *rest) -> Choice:
 
 
 def _cuda(grad, x, scores, transform, seed, layer, sigma):
-    _check(grad, x, scores, transform, seed)
     if cuda_choice(x, scores).kernel == "composed":
         recipe = (seed, layer, scores.shape, "signed_constant", sigma)
         weight = regenerate(*recipe, dtype=x.dtype, device=x.device)

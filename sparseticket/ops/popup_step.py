@@ -70,41 +70,49 @@ def _cpu(
     raise_for_nan("popup_step", scores, state)
 
 
-def _cuda(scores, grads, momenta, variances, words, state, kept, signs, sigmas, lr, *args, **given):
+def _cuda(
+    scores,
+    grads,
+    momenta,
+    variances,
+    words,
+    state,
+    kept,
+    signs,
+    sigmas,
+    lr,
+    beta1=0.0,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    nesterov=False,
+    step=1,
+    scope="layer",
+    transform="abs",
+    min_keep=0,
+):
     """The update in one launch, then the selection; a NaN is in the state, as of select_mask."""
-    options = dict(zip(_OPTIONS, args, strict=False)) | given
     from sparseticket.kernels.popup_step import popup_step as launch
 
-    scope, transform, min_keep = (
-        options.pop(name, default)
-        for name, default in (("scope", "layer"), ("transform", "abs"), ("min_keep", 0))
-    )
-    nesterov = options.pop("nesterov", False)
-    numbers = {"beta1": 0.0, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "step": 1} | options
-    rows = [memory_order(s)[1] for s in scores]
-    flat = [[memory_order(s)[0] for s in scores]]
-    flat.append([flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)])
-    flat += [[memory_order(m)[0] for m in moments] for moments in (momenta, variances)]
+    pairs = [memory_order(s) for s in scores]
     launch(
-        flat,
-        [(r, c * t, 1) if canonical else (r, c, t) for r, c, t, canonical in rows],
+        [
+            [flat for flat, _ in pairs],
+            [flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)],
+            *([memory_order(m)[0] for m in moments] for moments in (momenta, variances)),
+        ],
+        [(r, c * t, 1) if canonical else (r, c, t) for _, (r, c, t, canonical) in pairs],
         [None if s is None else s.contiguous() for s in signs],
         [float(sigma) for sigma in sigmas],
         transform == "abs",
         nesterov,
-        update_rule(bool(variances), lr, **numbers),
+        update_rule(bool(variances), lr, beta1, beta2, eps, weight_decay, step),
     )
     masks, new = select_mask(scores, kept, None, state, scope, transform, min_keep)
     for old, mask in zip(words, masks, strict=True):
         old.copy_(mask)
     state.copy_(new)
     torch.autograd.graph.increment_version([*scores, *momenta, *variances])
-
-
-_OPTIONS = (
-    *("beta1", "beta2", "eps", "weight_decay", "nesterov", "step"),
-    *("scope", "transform", "min_keep"),
-)
 
 
 def update_rule(adam, lr, beta1, beta2, eps, weight_decay, step):
@@ -170,12 +178,29 @@ def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope
         )
 
 
-def _check_device(scores, grads, momenta, variances, words, state, kept, signs, sigmas, *args, **o):
+def _check_device(
+    scores,
+    grads,
+    momenta,
+    variances,
+    words,
+    state,
+    kept,
+    signs,
+    sigmas,
+    lr,
+    beta1=0.0,
+    beta2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    nesterov=False,
+    step=1,
+    scope="layer",
+    transform="abs",
+    min_keep=0,
+):
     """Without the counts, which wait for the device; select_mask checks what it is given."""
-    options = dict(zip(("lr", *_OPTIONS), args, strict=False)) | o
-    scope = options.get("scope", "layer")
-    selection = scope, options.get("transform", "abs"), options.get("min_keep", 0)
-    check_static("popup_step", scores, kept, *selection)
+    check_static("popup_step", scores, kept, scope, transform, min_keep)
     _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope)
     for name, tensors in (("momenta", momenta), ("variances", variances)):
         for tensor, s in zip(tensors, scores, strict=bool(tensors)):

@@ -116,22 +116,8 @@ def cuda_choice(x, dist, weight_shape, stride, padding, dilation, groups) -> Cho
     return Choice(op, "Triton implicit GEMM", f"{pixels} pixels: weights decoded in the kernel")
 
 
-def _choose_cuda(
-    x,
-    words,
-    bias,
-    seed,
-    layer,
-    dist,
-    sigma,
-    weight_shape,
-    stride,
-    padding,
-    dilation,
-    groups,
-    signs=None,
-):
-    return cuda_choice(x, dist, weight_shape, stride, padding, dilation, groups)
+def _choose_cuda(x, words, bias, seed, layer, dist, sigma, weight_shape, *rest) -> Choice:
+    return cuda_choice(x, dist, weight_shape, *rest[:4])
 
 
 def _cuda(
@@ -150,7 +136,6 @@ def _cuda(
     signs=None,
 ):
     geometry = (stride, padding, dilation, groups)
-    _check(x, words, bias, seed, dist, weight_shape, geometry, signs)
     kernel = cuda_choice(x, dist, weight_shape, *geometry).kernel
     if kernel == "materialised":
         last = strictly_channels_last(x)

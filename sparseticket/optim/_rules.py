@@ -4,18 +4,56 @@ parameters that no op of ours updates. Mixed in before what decides which tensor
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-__all__ = ["AdamWRule", "SGDRule"]
+__all__ = ["AdamWRule", "SGDRule", "groups_of", "modules_of", "roots_of"]
+
+
+def roots_of(optimizer: Optimizer, model: nn.Module | Iterable[nn.Module]) -> list[nn.Module]:
+    """The model or modules that an optimizer was given; TypeError for anything else."""
+    roots = [model] if isinstance(model, nn.Module) else list(model)
+    if wrong := [r for r in roots if not isinstance(r, nn.Module)]:
+        name = type(optimizer).__name__
+        raise TypeError(f"{name}: model: got a {type(wrong[0]).__name__}, need modules")
+    return roots
+
+
+def modules_of(roots: list[nn.Module]) -> list[nn.Module]:
+    return list(dict.fromkeys(m for root in roots for m in root.modules()))
+
+
+def groups_of(roots: list[nn.Module], ours: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """``ours`` as the first group; the second, if there are any, what else is trained."""
+    held = {id(p) for p in ours}
+    trained = dict.fromkeys(p for r in roots for p in r.parameters() if p.requires_grad)
+    others = [p for p in trained if id(p) not in held]
+    return [{"params": ours}, *([{"params": others}] if others else [])]
 
 
 class _Rule(Optimizer):
     _MOMENTS: ClassVar[tuple[str, ...]]  # state of every tensor, in the order of the ops
+    _step_ours: Callable[[dict[str, Any]], None]  # updates the first group: of the other base
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ours, *others = self.param_groups
+        for group in others:
+            if params := [p for p in group["params"] if p.grad is not None]:
+                self._plain_step(group, params)
+        self._step_ours(ours)
+        return loss
 
     def _prepare(self, group: dict[str, Any], tensor: torch.Tensor) -> int:
         """Count a step of this tensor and make its state if it has none; returns the count."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from sparseticket import ops
 from sparseticket.nn import SparseModule
 
-from ._rules import AdamWRule, SGDRule
+from ._rules import AdamWRule, SGDRule, groups_of, modules_of, roots_of
 
 __all__ = ["MaskedAdamW", "MaskedSGD"]
 
@@ -46,13 +46,12 @@ class _Masked(Optimizer):
         shadow: torch.dtype | None,
         raw_grad: bool,
     ) -> None:
-        name, roots = type(self).__name__, [model] if isinstance(model, nn.Module) else list(model)
-        if wrong := [r for r in roots if not isinstance(r, nn.Module)]:
-            raise TypeError(f"{name}: model: got a {type(wrong[0]).__name__}, need modules")
+        name, roots = type(self).__name__, roots_of(self, model)
         if shadow not in (None, torch.bfloat16, torch.float16):
             raise TypeError(f"{name}: shadow: got {shadow}, accepted: None, bfloat16, float16")
-        modules = dict.fromkeys(m for root in roots for m in root.modules())
-        masked = [m for m in modules if isinstance(m, SparseModule) and m.form == "masked"]
+        masked = [
+            m for m in modules_of(roots) if isinstance(m, SparseModule) and m.form == "masked"
+        ]
         self._modules = [m for m in masked if m.weight.requires_grad]
         if not self._modules:
             raise ValueError(f"{name}: model: no module is in form 'masked' and trains its weight")
@@ -61,36 +60,19 @@ class _Masked(Optimizer):
                 f"{name}: model: a masked module has {wrong[0].weight.dtype} weights, need float32 "
                 "(autocast computes in less)"
             )
-        weights = [m.weight for m in self._modules]
-        held = {id(w) for w in weights}
-        trained = dict.fromkeys(p for r in roots for p in r.parameters() if p.requires_grad)
-        others = [p for p in trained if id(p) not in held]
-        groups = [{"params": weights}, *([{"params": others}] if others else [])]
-        super().__init__(groups, defaults)
-        self._shadow = shadow
-        token = object()
+        super().__init__(groups_of(roots, [m.weight for m in self._modules]), defaults)
+        self._shadow, self._token = shadow, object()
         for m in self._modules if raw_grad else ():
-            m._raw_grad_for = token
-        weakref.finalize(self, _release, self._modules, token)
+            m._raw_grad_for = self._token
+        weakref.finalize(self, _release, self._modules, self._token)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        masked, *others = self.param_groups
-        for group in others:
-            if params := [p for p in group["params"] if p.grad is not None]:
-                self._plain_step(group, params)
+    def _step_ours(self, masked: dict[str, Any]) -> None:
         parts = defaultdict(list)  # by device and the number of steps they have made
         for m in self._modules:
             if m.weight.grad is not None:
                 parts[m.weight.device, self._prepare(masked, m.weight)].append(m)
         for (_, step), modules in parts.items():
             self._masked_step(masked, modules, step)
-        return loss
 
     def _masked_step(self, group: dict[str, Any], modules: list[SparseModule], step: int) -> None:
         weights = [m.weight for m in modules]
@@ -103,13 +85,14 @@ class _Masked(Optimizer):
             **self._settings(group, step),
         )
         for m in modules if self._shadow is not None else ():
-            m.shadow_written()
+            m.shadow_written(self._token)
 
 
 def _release(modules: list[SparseModule], token: object) -> None:
-    """The end of an optimizer: nobody writes the shadows any more."""
+    """The end of an optimizer: nobody writes its shadows any more."""
     for m in modules:
-        m.drop_shadow()
+        if m._shadow_owner is token:
+            m.drop_shadow()
         if m._raw_grad_for is token:
             m._raw_grad_for = None
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from sparseticket import ops
 from sparseticket.nn import Selection, SparseModule, reselect, selections
 
-from ._rules import AdamWRule, SGDRule
+from ._rules import AdamWRule, SGDRule, groups_of, modules_of, roots_of
 
 __all__ = ["PopupAdamW", "PopupSGD"]
 
@@ -38,22 +38,15 @@ class _Popup(Optimizer):
     """
 
     def __init__(self, model: nn.Module | Iterable[nn.Module], defaults: dict[str, Any]) -> None:
-        name, roots = type(self).__name__, [model] if isinstance(model, nn.Module) else list(model)
-        if wrong := [r for r in roots if not isinstance(r, nn.Module)]:
-            raise TypeError(f"{name}: model: got a {type(wrong[0]).__name__}, need modules")
-        modules = dict.fromkeys(m for root in roots for m in root.modules())
-        self._modules = [m for m in modules if isinstance(m, SparseModule) and m.form == "scored"]
+        roots = roots_of(self, model)
+        modules = [m for m in modules_of(roots) if isinstance(m, SparseModule)]
+        self._modules = [m for m in modules if m.form == "scored"]
         if not self._modules:
             raise ValueError(
-                f"{name}: model: no module is in form 'scored'; convert it first, with "
-                "st.sparsify_(model, st.EdgePopup(...)) or form='scored'"
+                f"{type(self).__name__}: model: no module is in form 'scored'; convert it first, "
+                "with st.sparsify_(model, st.EdgePopup(...)) or form='scored'"
             )
-        scores = [m.scores for m in self._modules]
-        held = {id(s) for s in scores}
-        trained = dict.fromkeys(p for r in roots for p in r.parameters() if p.requires_grad)
-        others = [p for p in trained if id(p) not in held]
-        groups = [{"params": scores}, *([{"params": others}] if others else [])]
-        super().__init__(groups, defaults)
+        super().__init__(groups_of(roots, [m.scores for m in self._modules]), defaults)
         self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
         self._hints: dict[tuple, torch.Tensor] = {}
         self._raw = [m for m in self._modules if _takes_signs(m)]
@@ -62,23 +55,11 @@ class _Popup(Optimizer):
             m._raw_grad_for = token
         weakref.finalize(self, _ask_plain, self._raw, token)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; then all masks are those of the scores.
-
-        ValueError for NaN scores, on CPU: they have been updated, and a forward pass raises.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        scores, *others = self.param_groups
-        for group in others:
-            if params := [p for p in group["params"] if p.grad is not None]:
-                self._plain_step(group, params)
+    def _step_ours(self, scores: dict[str, Any]) -> None:
+        """After it all masks are those of the scores. ValueError for NaN scores, on CPU: they have
+        been updated, and a forward pass raises."""
         for selection in selections(self._modules):
             self._select_step(scores, selection)
-        return loss
 
     def _select_step(self, group: dict[str, Any], selection: Selection) -> None:
         """Scores without a gradient stay as they are, as in torch, but take part in selection."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sparseticket as st
+from sparseticket.nn import tuning
 
 OPTIMIZERS = {
     "sgd": (
@@ -204,3 +205,16 @@ def test_errors():
     half = st.SparseLinear(7, 5, density=0.5, seed=0, dtype=torch.bfloat16)
     with pytest.raises(TypeError, match=r"torch\.bfloat16 weights, need float32"):
         st.MaskedSGD(half)
+
+
+def test_the_end_of_an_optimizer_leaves_what_others_stored(monkeypatch):
+    """A module tuned after its training keeps its dense product when the optimizer goes."""
+    monkeypatch.setattr(tuning, "_medians", lambda *_: [2.0, 1.0])
+    layer, x = st.SparseLinear(70, 5, density=0.4, seed=0), torch.randn(3, 70)
+    optimizer = st.MaskedSGD(layer, lr=0.05)
+    layer(x).sum().backward()
+    optimizer.step()
+    st.tune(layer.eval(), x)
+    del optimizer
+    gc.collect()
+    assert st.explain(layer, x).kernel == "shadow"
