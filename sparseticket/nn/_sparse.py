@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -36,6 +36,7 @@ __all__ = [
     "SparseModule",
     "attach",
     "has_hooks",
+    "keep_dtype",
     "refusal",
     "Selection",
     "reselect",
@@ -734,17 +735,10 @@ class SparseModule(nn.Module):
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         scores, fresh = self._parameters.get("scores"), self._is_fresh()
         drawn = self.form == "scored" and self._is_drawn()
-
-        def keep_dtype(t: torch.Tensor) -> torch.Tensor:
-            moved = fn(t)
-            ranked = scores is not None and (t is scores or t is scores.grad)
-            if moved.dtype == t.dtype or (t.is_floating_point() and not ranked):
-                return moved
-            return torch.empty_like(moved, dtype=t.dtype).copy_(t)
-
+        ranked = () if scores is None else (scores, scores.grad)
         was_meta = self.mask_words.is_meta
         self.drop_shadow()
-        super()._apply(keep_dtype, recurse)
+        super()._apply(keep_dtype(fn, ranked), recurse)
         self._set_fresh(fresh)
         self._set_drawn(drawn)
         if self.form == "compressed" and (was_meta or self.mask_words.is_meta):
@@ -900,6 +894,18 @@ class SparseModule(nn.Module):
                 f"{name}: form {form!r} needs the kept weights of seed {self.recipe.seed} "
                 "unchanged; these were trained or rounded"
             )
+
+
+def keep_dtype(fn: Callable, kept: Sequence[torch.Tensor | None]) -> Callable:
+    """``fn`` of ``Module._apply``, by which integers and ``kept`` only move."""
+
+    def moved(t: torch.Tensor) -> torch.Tensor:
+        new = fn(t)
+        if new.dtype == t.dtype or (t.is_floating_point() and not any(t is k for k in kept)):
+            return new
+        return torch.empty_like(new, dtype=t.dtype).copy_(t)
+
+    return moved
 
 
 def _given_mask(mask, density, options, shape) -> tuple[PackedMask, Options]:

@@ -14,7 +14,7 @@ from sparseticket import ops
 
 from ._sparse import SparseModule
 
-__all__ = ["SparseConv2d"]
+__all__ = ["SparseConv2d", "plain_conv2d"]
 
 
 class SparseConv2d(SparseModule, nn.Conv2d):
@@ -150,15 +150,20 @@ class SparseConv2d(SparseModule, nn.Conv2d):
         return (self.in_channels, *extent)
 
     def _plain(self) -> nn.Conv2d:
-        return nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            bias=False,
-            padding_mode=self.padding_mode,
-            device="meta",
-        )
+        return plain_conv2d(self, bias=False)
+
+
+def plain_conv2d(like: nn.Conv2d, bias: bool) -> nn.Conv2d:
+    """The torch module of the same call, on the meta device."""
+    return nn.Conv2d(
+        like.in_channels,
+        like.out_channels,
+        like.kernel_size,
+        like.stride,
+        like.padding,
+        like.dilation,
+        like.groups,
+        bias,
+        like.padding_mode,
+        device="meta",
+    )

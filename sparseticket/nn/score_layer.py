@@ -19,12 +19,12 @@ from sparseticket import ops
 from sparseticket.formats import words_shape
 from sparseticket.masks import PackedMask, as_mask
 
-from ._sparse import SparseModule, refusal
-from .conv2d import SparseConv2d
+from ._sparse import SparseModule, keep_dtype, refusal
+from .conv2d import SparseConv2d, plain_conv2d
 from .frozen import FrozenPattern
 from .linear import SparseLinear
 from .recipe import WeightRecipe
-from .superposed import Plane, Superposed, keep_dtype
+from .superposed import Plane, Superposed
 
 __all__ = ["ScoreConv2d", "ScoreLayer", "ScoreLinear", "WeightRule", "tickets_"]
 
@@ -225,18 +225,7 @@ class ScoreConv2d(ScoreLayer, nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
     def _torch_module(self) -> nn.Conv2d:
-        return nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device="meta",
-        )
+        return plain_conv2d(self, self.bias is not None)
 
 
 def tickets_(model: nn.Module) -> None:

@@ -14,23 +14,12 @@ from torch import nn
 from sparseticket import ops
 from sparseticket.masks import PackedMask
 
+from ._sparse import keep_dtype
 from .recipe import WeightRecipe
 
 __all__ = ["KINDS", "Plane", "Superposed", "SuperposedConv2d", "SuperposedLinear"]
 
 KINDS = ("sum", "draws", "tasks")
-
-
-def keep_dtype(fn: Callable, tensors: Sequence[torch.Tensor | None]) -> Callable:
-    """What ``Module._apply`` does to its tensors, but ``tensors`` only move."""
-
-    def moved(t: torch.Tensor) -> torch.Tensor:
-        new = fn(t)
-        if new.dtype == t.dtype or not any(t is kept for kept in tensors):
-            return new
-        return torch.empty_like(new, dtype=t.dtype).copy_(t)
-
-    return moved
 
 
 @dataclass(frozen=True)
