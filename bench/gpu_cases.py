@@ -23,7 +23,6 @@ class GpuCase(NamedTuple):
     contenders: dict[str, Callable[[], Any]]
     bytes_moved: int  # by the fewest reads and writes that the op needs
     flops: int = 0
-    instructions: float = 0.0  # that ours issues, over all lanes
     expected: Callable[[], Any] | None = None
 
 
@@ -94,7 +93,7 @@ def _flat_select(device, n: int, density: float, kind: str) -> GpuCase:
         contenders["kthvalue"] = by_kthvalue
     contenders["ours"] = lambda: cuda_body(ops.select_mask, [moved], [kept], None, state)[0][0]
     contenders["ours, no state"] = lambda: cuda_body(ops.select_mask, [moved], [kept])[0][0]
-    return GpuCase(f"{n} keep {density} {kind}", contenders, n * 4 + n // 8, 0, 16.0 * n, expected)
+    return GpuCase(f"{n} keep {density} {kind}", contenders, n * 4 + n // 8, expected=expected)
 
 
 def select_mask(device, small: bool) -> Iterator[GpuCase]:
@@ -121,9 +120,7 @@ def select_mask(device, small: bool) -> Iterator[GpuCase]:
         "ours": lambda: cuda_body(ops.select_mask, scores, kept, None, state)[0],
         "ours, no state": lambda: cuda_body(ops.select_mask, scores, kept)[0],
     }
-    yield GpuCase(
-        f"{len(scores)} layers of ResNet-50", ours, total * 4 + total // 8, 0, 16.0 * total
-    )
+    yield GpuCase(f"{len(scores)} layers of ResNet-50", ours, total * 4 + total // 8)
 
 
 def regenerate(device, small: bool) -> Iterator[GpuCase]:
@@ -152,9 +149,7 @@ def regenerate(device, small: bool) -> Iterator[GpuCase]:
         "foreach": lambda: torch._foreach_mul(dense, masks),
         "ours": ours,
     }
-    yield GpuCase(
-        f"{len(shapes)} layers of ResNet-50", contenders, total * 2 + total // 8, 0, 9.8 * total
-    )
+    yield GpuCase(f"{len(shapes)} layers of ResNet-50", contenders, total * 2 + total // 8)
 
 
 def mask_ops(device, small: bool) -> Iterator[GpuCase]:
@@ -164,7 +159,7 @@ def mask_ops(device, small: bool) -> Iterator[GpuCase]:
         contenders = {"torch": lambda: a & b} if op == "and" else {}
         contenders["ours"] = lambda op=op: cuda_body(ops.mask_ops, a, b, op)
         expected = (lambda: a & b) if op == "and" else None
-        yield GpuCase(f"{op} {32 * words}", contenders, bytes_moved, 0, 0.5 * words, expected)
+        yield GpuCase(f"{op} {32 * words}", contenders, bytes_moved, expected=expected)
 
 
 GPU_CASES = {"select_mask": select_mask, "regenerate": regenerate, "mask_ops": mask_ops}

@@ -165,10 +165,12 @@ def append(path: Path, rows: list, env: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     old, new = report.read(path), [{**asdict(row), **env} for row in rows]
     columns = list(dict.fromkeys([*(old[0] if old else ()), *new[0]]))
-    with path.open("w", newline="") as file:
+    fresh = path.with_suffix(".tmp")
+    with fresh.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(old + new)
+    fresh.replace(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,10 +19,12 @@ Patterns and planes make a file's version 2; without them it is version 1, byte 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +83,7 @@ class Ticket:
         """Parse and check the bytes of a ticket file."""
         self.raw = raw
         self.meta, self.tensors, self.planes = _parse(raw)
-        self.masks = {name: _whole(masks) for name, masks in self.planes.items()}
+        self.masks = {n: functools.reduce(operator.or_, m) for n, m in self.planes.items()}
         self.planes = {name: masks for name, masks in self.planes.items() if len(masks) > 1}
 
     @classmethod
@@ -393,13 +395,6 @@ def _raw_bits(row: Mapping[str, Any]) -> int:
         return bits
     counts = [row["kept"], *(code["kept"] for code in planes["codes"])][:-1]
     return bits + sum(row["weights"] if planes["kind"] == "tasks" else kept for kept in counts)
-
-
-def _whole(masks: list[PackedMask]) -> PackedMask:
-    whole, *others = masks
-    for other in others:
-        whole = whole | other
-    return whole
 
 
 def _sort_tensors(model: nn.Module) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:

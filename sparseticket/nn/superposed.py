@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -91,10 +93,7 @@ class Superposed(nn.Module):
     @property
     def mask(self) -> PackedMask:
         """Where any mask holds."""
-        whole, *others = self.masks
-        for other in others:
-            whole = whole | other
-        return whole
+        return functools.reduce(operator.or_, self.masks)
 
     @property
     def weight(self) -> torch.Tensor:
