@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "masks": ("PackedMask", "random_mask", "regenerate", "select_mask"),
     "nn": (
+        "SparseConv1d",
         "SparseConv2d",
         "SparseLinear",
         "attach",
