@@ -109,7 +109,9 @@ def test_a_ticket_keeps_codes(codes):
 
 @pytest.mark.parametrize("method", ["edge-popup", "frozen", "iterand", "multicoat", "supsup"])
 def test_a_search_and_its_ticket(method, tmp_path):
-    config = get_method(method)(seed=2, **({"period": 2} if method == "iterand" else {}))
+    config = get_method(method)(
+        seed=2, **({"period": 1, "redraw": 1.0} if method == "iterand" else {})
+    )
     batches = [(torch.randn(8, 1, 16), torch.randint(3, (8,))) for _ in range(3)]
     settings = {"lr": 0.05, **config.recipe}
     result = st.search(_net(), batches, None, config, epochs=2, progress=False, **settings)

@@ -21,6 +21,7 @@ from sparseticket.nn import ScoreLayer, SparseModule, Superposed
 from sparseticket.tickets import METHODS
 from sparseticket.tickets.engine import live_layers
 from sparseticket.train import Callback, evaluate
+from sparseticket.train.checks import CONTROLS, check_layers
 from sparseticket.train.loop import Recipe, masks_of
 from sparseticket.train.models import _ResNet
 
@@ -294,6 +295,53 @@ def test_search_from_the_command_line(tmp_path, capsys, name):
     assert f"test accuracy {accuracy} %" in capsys.readouterr().out
     assert main(["info", str(out / "ticket.safetensors")]) == 0
     assert f"method {name}," in capsys.readouterr().out
+    assert main(["check", str(out / "ticket.safetensors"), "--seeds", "1"]) == 0
+    title, _, _, _, ticket, *controls = capsys.readouterr().out.splitlines()
+    assert title.startswith(f"{name}, ") and ticket.split()[:2] == ["ticket", accuracy]
+    assert [line.rpartition(" %")[0].split("  ")[0] for line in controls] == list(CONTROLS)
+
+
+def ticket_layers(model):
+    return [m for m in model.modules() if isinstance(m, SparseModule | Superposed)]
+
+
+def planes(layer):
+    return layer.masks if isinstance(layer, Superposed) else [layer.mask]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_control_changes_one_thing(finished, name):
+    def build():
+        model, config = net(), config_of(name)
+        if hasattr(config, "adapt"):
+            config.adapt(model)
+        return finished(name).ticket.apply(model)
+
+    seen = []
+    rows = check_layers(build, lambda model: seen.append(model) or float(len(seen)), seeds=2)
+    assert [row["control"] for row in rows] == ["ticket", *CONTROLS]
+    assert [row["scores"] for row in rows] == [[1], [2, 3], [4, 5], [6, 7]]
+    assert rows[0]["std"] is None and rows[1]["mean"] == 2.5
+    assert rows[1]["std"] == pytest.approx(0.5**0.5)
+    own, *rest = map(ticket_layers, seen)
+    for twins in zip(own, *rest, strict=True):
+        ticket, shuffled, shuffled2, redrawn, redrawn2, inverted, inverted2 = twins
+        assert planes(redrawn) == planes(redrawn2) == planes(ticket)
+        assert len({layer.recipe.seed for layer in (ticket, redrawn, redrawn2)}) == 3
+        assert dataclasses.replace(redrawn.recipe, seed=ticket.recipe.seed) == ticket.recipe
+        moved = [shuffled, shuffled2, inverted, inverted2]
+        together = not (isinstance(ticket, Superposed) and ticket.kind == "tasks")
+        for layer in moved:
+            assert layer.recipe == ticket.recipe
+            assert [m.kept for m in planes(layer)] == [m.kept for m in planes(ticket)]
+            if together:  # the weights' multipliers are the same ones, elsewhere
+                assert layer.mask.kept == ticket.mask.kept
+        n, kept = ticket.mask.numel, ticket.mask.kept
+        for layer in (inverted, inverted2):
+            assert (layer.mask & ticket.mask).kept == max(2 * kept - n, 0)
+        if 50 < kept < n - 50:
+            different = {hash(tuple(planes(layer))) for layer in [ticket, *moved]}
+            assert len(different) == (4 if 2 * kept == n else 5)  # one complement of a half
 
 
 def test_methods_lists_them_all(capsys):
