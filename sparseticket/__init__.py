@@ -42,7 +42,14 @@ _EXPORTS = {
         "set_task",
         "superpose",
     ),
-    "io": ("Ticket", "TicketError"),
+    "io": (
+        "Ticket",
+        "TicketError",
+        "export_dense",
+        "export_onnx",
+        "import_masks",
+        "to_dense",
+    ),
     "train": ("search",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

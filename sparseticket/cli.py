@@ -25,9 +25,11 @@ from .train.experiments import (
     CheckOptions,
     DemoOptions,
     EvalOptions,
+    ExportOptions,
     SearchOptions,
     check_ticket,
     evaluate_ticket,
+    export_ticket,
     run_demo,
     run_search,
 )
@@ -56,6 +58,9 @@ _CHECK = """\
 The ticket beside its controls: the mask shuffled inside each layer, the weights redrawn from other
 seeds, the mask inverted (as many of the weights that the ticket dropped); test accuracy, mean and
 standard deviation over seeds. Exit status 0 whatever they show."""
+_EXPORT = """\
+The model of a ticket file with dense weights, bit for bit those that the seeds give, zeros
+included: for torch (--out model.safetensors or .pt, a state_dict; .pt2, a program) or ONNX."""
 _DEMO = """\
 The whole story in about a minute: tickets at density 0.5 and 0.1 on scikit-learn's digits against a
 dense-trained and a random-mask control, then both tickets again in new processes, from seed and
@@ -127,6 +132,11 @@ def _parser(method: str) -> argparse.ArgumentParser:
     sub.add_argument("ticket", type=Path, metavar="TICKET")
     _add_fields(sub, CheckOptions)
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+    usage = "TICKET --to FORMAT --out FILE"
+    sub = command("export", usage, _export, "a ticket as a plain dense model", _EXPORT)
+    sub.add_argument("ticket", type=Path, metavar="TICKET")
+    _add_fields(sub, ExportOptions)
 
     sub = command("info", "FILE", _info, "layers and sizes of a ticket file, which is checked")
     sub.add_argument("ticket", type=Path, metavar="FILE")
@@ -213,6 +223,13 @@ def _check(arguments: argparse.Namespace) -> int:
         for row in result["rows"]
     ]
     print(table(header, rows))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, ExportOptions)
+    result = export_ticket(arguments.ticket, options)
+    print(f"{result['out']}: {format_bytes(result['bytes'])}")
     return 0
 
 

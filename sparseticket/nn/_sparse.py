@@ -29,6 +29,7 @@ from sparseticket.masks import (
 from sparseticket.prng import DISTRIBUTIONS
 
 from .frozen import FrozenPattern
+from .plain import plain_layer
 from .recipe import INITS, WeightRecipe
 
 __all__ = [
@@ -851,7 +852,7 @@ class SparseModule(nn.Module):
 
     def _plain(self) -> nn.Module:
         """The torch module of the same call, on the meta device, without bias."""
-        raise NotImplementedError
+        return plain_layer(self, bias=False)
 
     def to_form(self, form: str, **options: Any) -> Self:
         """A new module in ``form`` with the same mask and bit-equal weights where it keeps them.

@@ -14,7 +14,7 @@ from sparseticket import ops
 
 from ._sparse import SparseModule
 
-__all__ = ["SparseConv", "SparseConv2d", "plain_conv"]
+__all__ = ["SparseConv", "SparseConv2d"]
 
 
 class SparseConv(SparseModule):
@@ -127,9 +127,6 @@ class SparseConv(SparseModule):
         extent = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         return (self.in_channels, *extent)
 
-    def _plain(self) -> nn.Module:
-        return plain_conv(self, bias=False)
-
 
 class SparseConv2d(SparseConv, nn.Conv2d):
     """``nn.Conv2d`` under a mask: trainable weights, frozen random weights, or no weights at all.
@@ -171,23 +168,6 @@ class SparseConv2d(SparseConv, nn.Conv2d):
             dtype=dtype,
         )
         self._construct(make, device, **ours)
-
-
-def plain_conv(like: nn.Conv1d | nn.Conv2d, bias: bool) -> nn.Conv1d | nn.Conv2d:
-    """The torch module of the same call, on the meta device."""
-    base = nn.Conv2d if isinstance(like, nn.Conv2d) else nn.Conv1d
-    return base(
-        like.in_channels,
-        like.out_channels,
-        like.kernel_size,
-        like.stride,
-        like.padding,
-        like.dilation,
-        like.groups,
-        bias,
-        like.padding_mode,
-        device="meta",
-    )
 
 
 def _pair(values: tuple[int, ...], over_height: int) -> tuple[int, int]:

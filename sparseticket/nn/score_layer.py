@@ -21,9 +21,10 @@ from sparseticket.masks import PackedMask, as_mask
 
 from ._sparse import SparseModule, keep_dtype, refusal
 from .conv1d import SparseConv1d
-from .conv2d import SparseConv2d, plain_conv
+from .conv2d import SparseConv2d
 from .frozen import FrozenPattern
 from .linear import SparseLinear
+from .plain import plain_layer
 from .recipe import WeightRecipe
 from .superposed import Plane, Superposed
 
@@ -194,16 +195,23 @@ class ScoreLayer(nn.Module):
         ticket.frozen_pattern = self.pattern
         return ticket
 
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """A plain torch layer with the weight in use and the bias, trainable."""
+        dense = self._plain().requires_grad_()
+        dense.weight.copy_(self.effective_weight())
+        if self.bias is not None:
+            dense.bias.copy_(self.bias)
+        return dense
+
     def _plain(self) -> nn.Module:
         """The torch module of the same call, its weight uninitialised."""
-        plain = self._torch_module().to_empty(device=self.weight.device).to(self.dtype)
+        plain = plain_layer(self, self.bias is not None)
+        plain = plain.to_empty(device=self.weight.device).to(self.dtype)
         if plain.bias is not None:
             nn.init.zeros_(plain.bias)
             plain.bias.requires_grad_(False)
         return plain.train(self.training)
-
-    def _torch_module(self) -> nn.Module:
-        raise NotImplementedError
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -218,17 +226,10 @@ class ScoreLinear(ScoreLayer, nn.Linear):
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, self.bias)
 
-    def _torch_module(self) -> nn.Linear:
-        bias = self.bias is not None
-        return nn.Linear(self.in_features, self.out_features, bias, device="meta")
-
 
 class _ScoreConv(ScoreLayer):
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, weight, self.bias)
-
-    def _torch_module(self) -> nn.Module:
-        return plain_conv(self, self.bias is not None)
 
 
 class ScoreConv1d(_ScoreConv, nn.Conv1d):

@@ -17,6 +17,7 @@ from sparseticket import ops
 from sparseticket.masks import PackedMask
 
 from ._sparse import keep_dtype
+from .plain import plain_layer
 from .recipe import WeightRecipe
 
 __all__ = [
@@ -130,6 +131,15 @@ class Superposed(nn.Module):
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
+
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """A plain torch layer with the present weight and the bias, trainable."""
+        dense = plain_layer(self, bias=False)
+        dense.weight = nn.Parameter(self.weight)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.clone())
+        return dense.train(self.training)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(fn, (self.alpha,)), recurse)

@@ -19,9 +19,9 @@ import torch
 import yaml
 from torch import nn
 
-from ..io import Ticket
+from ..io import Ticket, export_dense, export_onnx
 from ..nn import sparsify_, to_form_
-from ..tickets import METHODS, get_method
+from ..tickets import METHODS, get_method, set_task
 from ..tickets.engine import warn_of_collapse
 from .checks import check_layers, estimate_norms
 from .data import Dataset, load_dataset, loaders
@@ -44,11 +44,13 @@ __all__ = [
     "CheckOptions",
     "DemoOptions",
     "EvalOptions",
+    "ExportOptions",
     "SearchOptions",
     "MachineOptions",
     "TaskOptions",
     "check_ticket",
     "evaluate_ticket",
+    "export_ticket",
     "load_described",
     "rebuild",
     "run_demo",
@@ -141,6 +143,17 @@ class CheckOptions(EvalOptions):
     norms: Literal["estimated", "kept"] = option(
         "estimated", "controls' batch norms: from the training data, or the ticket's own"
     )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Where a ticket's dense model goes."""
+
+    to: Literal["dense", "onnx"] = option(
+        "dense", "torch weights (.safetensors, .pt) or program (.pt2), or ONNX"
+    )
+    out: Path | None = field(default=None, metadata={"help": "the file to write (required)"})
+    task: int = option(0, "of a ticket of several tasks, the one to export")
 
 
 @dataclass(frozen=True)
@@ -266,6 +279,22 @@ def check_ticket(path: Path, options: CheckOptions) -> dict[str, Any]:
         "rows": rows,
         **_circumstances(options),
     }
+
+
+def export_ticket(path: Path, options: ExportOptions) -> dict[str, Any]:
+    """Write a ticket's model as a dense one that needs nothing of this library."""
+    if options.out is None:
+        raise ValueError("out: a file to write is needed: --out FILE")
+    ticket = load_described(path)
+    model = rebuild(ticket)
+    if ticket.planes and any(getattr(m, "kind", None) == "tasks" for m in model.modules()):
+        set_task(model, options.task)
+    elif options.task:
+        raise ValueError(f"task: got {options.task}, the ticket has one task only")
+    example = torch.zeros(2, *ticket.meta["extra"]["model"]["in_shape"])
+    write = {"dense": export_dense, "onnx": export_onnx}[options.to]
+    write(model, options.out, example)
+    return {"out": str(options.out), "to": options.to, "bytes": options.out.stat().st_size}
 
 
 def load_described(path: Path) -> Ticket:
