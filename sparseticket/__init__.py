@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "masks": ("PackedMask", "random_mask", "regenerate", "select_mask"),
     "nn": (
+        "SparseConv1d",
         "SparseConv2d",
         "SparseLinear",
         "attach",
@@ -41,7 +42,14 @@ _EXPORTS = {
         "set_task",
         "superpose",
     ),
-    "io": ("Ticket", "TicketError"),
+    "io": (
+        "Ticket",
+        "TicketError",
+        "export_dense",
+        "export_onnx",
+        "import_masks",
+        "to_dense",
+    ),
     "train": ("search",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -22,10 +22,14 @@ from . import __version__
 from .io import Ticket, accounts
 from .tickets import METHODS, get_method
 from .train.experiments import (
+    CheckOptions,
     DemoOptions,
     EvalOptions,
+    ExportOptions,
     SearchOptions,
+    check_ticket,
     evaluate_ticket,
+    export_ticket,
     run_demo,
     run_search,
 )
@@ -50,6 +54,13 @@ The same seed, settings and thread count give the same ticket, byte for byte.
   sparseticket search --config runs/b/config.yaml --seed 1 --out runs/d"""
 _EVAL = """\
 Test accuracy of a ticket file. The model is built anew, its weights come from the file's seeds."""
+_CHECK = """\
+The ticket beside its controls: the mask shuffled inside each layer, the weights redrawn from other
+seeds, the mask inverted (as many of the weights that the ticket dropped); test accuracy, mean and
+standard deviation over seeds. Exit status 0 whatever they show."""
+_EXPORT = """\
+The model of a ticket file with dense weights, bit for bit those that the seeds give, zeros
+included: for torch (--out model.safetensors or .pt, a state_dict; .pt2, a program) or ONNX."""
 _DEMO = """\
 The whole story in about a minute: tickets at density 0.5 and 0.1 on scikit-learn's digits against a
 dense-trained and a random-mask control, then both tickets again in new processes, from seed and
@@ -117,6 +128,16 @@ def _parser(method: str) -> argparse.ArgumentParser:
     _add_fields(sub, EvalOptions)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
+    sub = command("check", "TICKET", _check, "a ticket beside its controls", _CHECK)
+    sub.add_argument("ticket", type=Path, metavar="TICKET")
+    _add_fields(sub, CheckOptions)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    usage = "TICKET --to FORMAT --out FILE"
+    sub = command("export", usage, _export, "a ticket as a plain dense model", _EXPORT)
+    sub.add_argument("ticket", type=Path, metavar="TICKET")
+    _add_fields(sub, ExportOptions)
+
     sub = command("info", "FILE", _info, "layers and sizes of a ticket file, which is checked")
     sub.add_argument("ticket", type=Path, metavar="FILE")
     sub.add_argument(
@@ -181,6 +202,34 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     if result["dataset"] != result["trained_on"]:
         _note([f"the ticket was found on {result['trained_on']}"])
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, CheckOptions)
+    result = check_ticket(arguments.ticket, options)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['method']}, {result['model']} on {result['dataset']}\n")
+    header = ("control", "test accuracy", "std", "lowest", "highest", "seeds")
+    rows = [
+        (
+            *(row["control"], _percent(row["mean"])),
+            "" if row["std"] is None else _percent(row["std"]),
+            *(_percent(f(row["scores"])) for f in (min, max)),
+            len(row["scores"]),
+        )
+        for row in result["rows"]
+    ]
+    print(table(header, rows))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, ExportOptions)
+    result = export_ticket(arguments.ticket, options)
+    print(f"{result['out']}: {format_bytes(result['bytes'])}")
     return 0
 
 

@@ -322,7 +322,7 @@ layer(torch.randn(3, 1024))
 assert subnormals_alive(), "after kernels"
 for name in st.__all__:
     getattr(st, name)
-loaded = {"sklearn", "matplotlib", "torchvision", "PIL"} & set(sys.modules)
+loaded = {"sklearn", "matplotlib", "torchvision", "PIL", "onnx", "onnxscript"} & set(sys.modules)
 assert not loaded, loaded
 assert not touched and not torch.cuda.is_initialized(), touched
 print("quiet")

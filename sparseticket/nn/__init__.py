@@ -1,14 +1,28 @@
 """Drop-in sparse modules and the conversion of whole models."""
 
 from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
+from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
 from .frozen import FrozenPattern
 from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
 from .recipe import WeightRecipe
-from .score_layer import ScoreConv2d, ScoreLayer, ScoreLinear, WeightRule, tickets_
-from .superposed import Plane, Superposed, SuperposedConv2d, SuperposedLinear
+from .score_layer import (
+    ScoreConv1d,
+    ScoreConv2d,
+    ScoreLayer,
+    ScoreLinear,
+    WeightRule,
+    tickets_,
+)
+from .superposed import (
+    Plane,
+    Superposed,
+    SuperposedConv1d,
+    SuperposedConv2d,
+    SuperposedLinear,
+)
 from .tuning import Tuned, tune
 
 __all__ = [
@@ -16,15 +30,18 @@ __all__ = [
     "Options",
     "Plane",
     "Report",
+    "ScoreConv1d",
     "ScoreConv2d",
     "ScoreLayer",
     "ScoreLinear",
     "Selection",
+    "SparseConv1d",
     "SparseConv2d",
     "SparseLinear",
     "SparseModule",
     "SparsityConfig",
     "Superposed",
+    "SuperposedConv1d",
     "SuperposedConv2d",
     "SuperposedLinear",
     "Tuned",

@@ -1,7 +1,7 @@
 """What every sparse module shares: options, forms, freshness of masks, state, conversion.
 
 A concrete module adds its torch base class, its ops and the shape of its call
-(:mod:`~sparseticket.nn.linear`, :mod:`~sparseticket.nn.conv2d`).
+(:mod:`~sparseticket.nn.linear`, :mod:`~sparseticket.nn.conv2d`, :mod:`~sparseticket.nn.conv1d`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sparseticket.masks import (
 from sparseticket.prng import DISTRIBUTIONS
 
 from .frozen import FrozenPattern
+from .plain import plain_layer
 from .recipe import INITS, WeightRecipe
 
 __all__ = [
@@ -286,7 +287,7 @@ def _parameter(values: torch.Tensor, requires_grad: bool) -> nn.Parameter:
 
 
 class SparseModule(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d; see :class:`Options` for the keyword arguments.
+    """Mixin before a torch layer; see :class:`Options` for the keyword arguments.
 
     state_dict keys: ``weight`` (masked, scored), ``bias``, ``scores`` (scored), ``values``
     (compressed: 1-D, in row-major order of the live [O, K] positions), ``mask_words`` (int32, see
@@ -353,7 +354,7 @@ class SparseModule(nn.Module):
         ``masked`` and ``compressed`` copy the weights and keep ``mask``, or the largest magnitudes
         at ``density``, or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and
         ``layer``, and a zero bias unless ``keep_bias``. TypeError for anything but a plain
-        ``nn.Linear`` / ``nn.Conv2d``.
+        torch layer of this kind.
         """
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
@@ -507,12 +508,18 @@ class SparseModule(nn.Module):
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
             recipe = (self.options.transform, seed, layer, sigma)
-            return (x, weight, self.scores, words, bias, *recipe, *geometry, self._gives_raw_grad())
+            scores = self._held("scores")
+            return (x, weight, scores, words, bias, *recipe, *geometry, self._gives_raw_grad())
         if form == "compressed":
-            shape = (self.weight_shape,) if geometry else ()
+            shape = (self._call_shape,) if geometry else ()
             derived = buffers["pattern"], buffers["pattern_t"]
             return x, weight, words, bias, *shape, *geometry, *derived
         return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
+
+    @property
+    def _call_shape(self) -> tuple[int, ...]:
+        """``weight_shape`` as the op takes it."""
+        return self.weight_shape
 
     def _held(self, name: str) -> Any:
         """A parameter, or what hooks, parametrizations and replicas put in its place."""
@@ -835,7 +842,7 @@ class SparseModule(nn.Module):
     # Conversion -------------------------------------------------------------------------------
 
     def to_dense(self) -> nn.Module:
-        """A plain ``nn.Linear`` / ``nn.Conv2d`` with the masked weight and the bias, trainable."""
+        """A plain torch layer with the masked weight and the bias, trainable."""
         self._check_fresh()
         dense = self._plain()
         dense.weight = nn.Parameter(self._masked_weight())
@@ -845,7 +852,7 @@ class SparseModule(nn.Module):
 
     def _plain(self) -> nn.Module:
         """The torch module of the same call, on the meta device, without bias."""
-        raise NotImplementedError
+        return plain_layer(self, bias=False)
 
     def to_form(self, form: str, **options: Any) -> Self:
         """A new module in ``form`` with the same mask and bit-equal weights where it keeps them.

@@ -14,14 +14,17 @@ from torch.nn.parameter import is_lazy
 from sparseticket import ops
 
 from ._sparse import SparseModule, refusal, reselect
+from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
 from .linear import SparseLinear
 from .score_layer import ScoreLayer
+from .superposed import Superposed
 
 __all__ = ["Report", "SparsityConfig", "densify_", "explain", "sparsify_", "to_form_"]
 
 _SPARSE: dict[type[nn.Module], type[SparseModule]] = {
     nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
 }
 # Owners (by class name, so that torchvision is not imported) that use children's tensors directly.
@@ -109,7 +112,7 @@ def sparsify_(
     config: SparsityConfig,
     filter_fn: Callable[[nn.Module, str], bool] | Iterable[str] | None = None,
 ) -> Report:
-    """Convert the ``nn.Linear`` and ``nn.Conv2d`` layers of ``model`` in place as ``config`` plans.
+    """Convert the linear and convolution layers of ``model`` in place as ``config`` plans.
 
     ``filter_fn(module, name) -> bool``, or a list of globs over qualified names, limits what is
     converted, and which norms the config may reset. A layer's qualified name seeds its random
@@ -163,8 +166,9 @@ def _new_layer(config, base, name, module, plan) -> nn.Module:
 
 
 def densify_(model: nn.Module) -> Report:
-    """Replace every sparse module by its plain torch module, in place."""
-    return _convert_all(model, lambda module: module.to_dense(), "densify_", ".to_dense()")
+    """Replace every layer of ours, under search too, by its plain torch module, in place."""
+    kinds = SparseModule | ScoreLayer | Superposed
+    return _convert_all(model, lambda m: m.to_dense(), "densify_", ".to_dense()", kinds)
 
 
 def to_form_(model: nn.Module, form: str, **options: Any) -> Report:
@@ -235,14 +239,14 @@ def _check_module(model: Any, verb: str) -> None:
         raise TypeError(f"{verb}: model: got {type(model).__name__}, need an nn.Module")
 
 
-def _convert_all(model, make, verb, alternative) -> Report:
+def _convert_all(model, make, verb, alternative, kinds=SparseModule) -> Report:
     _check_module(model, verb)
-    if isinstance(model, SparseModule):
+    if isinstance(model, kinds):
         raise ValueError(
             f"{verb}: model: a single module cannot be replaced in place; use {alternative}"
         )
     names = _names(model)
-    replaced = {module: make(module) for module in names if isinstance(module, SparseModule)}
+    replaced = {module: make(module) for module in names if isinstance(module, kinds)}
     if not replaced:
         raise ValueError(f"{verb}: model: no sparse modules in it")
     return _commit(Report(), model, names, replaced)

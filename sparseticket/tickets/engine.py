@@ -26,6 +26,7 @@ from sparseticket.masks import PackedMask, layer_number
 from sparseticket.nn import (
     FrozenPattern,
     Plane,
+    ScoreConv1d,
     ScoreConv2d,
     ScoreLayer,
     ScoreLinear,
@@ -238,7 +239,8 @@ class Strong:
 
     def make(self, name: str, module: nn.Module) -> ScoreLayer:
         """The layer that replaces ``module``; its mask waits for :meth:`select_first`."""
-        cls = ScoreLinear if isinstance(module, nn.Linear) else ScoreConv2d
+        kinds = (ScoreLinear, ScoreConv1d, ScoreConv2d)
+        cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
         shape = tuple(module.weight.shape)
         recipe = WeightRecipe.initial(self.seed, name, self.weights, shape, self.init)
         if self.scale == "density":

@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from torch import nn
 
-from ..io import Ticket
+from ..io import Ticket, export_dense, export_onnx
 from ..nn import sparsify_, to_form_
-from ..tickets import METHODS, get_method
+from ..tickets import METHODS, get_method, set_task
 from ..tickets.engine import warn_of_collapse
+from .checks import check_layers, estimate_norms
 from .data import Dataset, load_dataset, loaders
 from .loop import (
     Recipe,
@@ -37,15 +38,21 @@ from .loop import (
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
 from .report import versions, write_json, write_text
-from .tasks import TasksResult, search_tasks
+from .tasks import TasksResult, search_tasks, task_accuracy
 
 __all__ = [
+    "CheckOptions",
     "DemoOptions",
     "EvalOptions",
+    "ExportOptions",
     "SearchOptions",
     "MachineOptions",
     "TaskOptions",
+    "check_ticket",
     "evaluate_ticket",
+    "export_ticket",
+    "load_described",
+    "rebuild",
     "run_demo",
     "run_search",
 ]
@@ -126,6 +133,27 @@ class EvalOptions(MachineOptions):
 
     dataset: str | None = option(None, "another data set than the ticket's, e.g. imagefolder:PATH")
     batch_size: int | None = option(None, "default: that of the search")
+
+
+@dataclass(frozen=True)
+class CheckOptions(EvalOptions):
+    """The controls of a ticket file."""
+
+    seeds: int = option(5, "repetitions of each control")
+    norms: Literal["estimated", "kept"] = option(
+        "estimated", "controls' batch norms: from the training data, or the ticket's own"
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Where a ticket's dense model goes."""
+
+    to: Literal["dense", "onnx"] = option(
+        "dense", "torch weights (.safetensors, .pt) or program (.pt2), or ONNX"
+    )
+    out: Path | None = field(default=None, metadata={"help": "the file to write (required)"})
+    task: int = option(0, "of a ticket of several tasks, the one to export")
 
 
 @dataclass(frozen=True)
@@ -212,34 +240,105 @@ def run_search(
 
 def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
     """Test accuracy of a ticket file: its model built anew, weights from seeds and masks alone."""
+    ticket = load_described(path)
+    options.set_up()
+    dataset, batch_size = _data_of(ticket, options)
+    accuracy, loss = _test(ticket, dataset, batch_size, options)
+    return {
+        **_identity(path, ticket, dataset),
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        **_circumstances(options),
+    }
+
+
+def check_ticket(path: Path, options: CheckOptions) -> dict[str, Any]:
+    """A ticket file beside its controls, see :mod:`sparseticket.train.checks`: test accuracies.
+
+    A ticket of several tasks is tested on all of them, each with its own mask, and averaged.
+    """
+    ticket = load_described(path)
+    options.set_up()
+    dataset, batch_size = _data_of(ticket, options)
+    train, _, test = loaders(dataset, batch_size, 0, options.workers)
+
+    def prepare(model: nn.Module) -> None:
+        if options.norms == "estimated":
+            estimate_norms(model, train, options.device)
+
+    rows = check_layers(
+        lambda: rebuild(ticket).to(options.device),
+        lambda model: task_accuracy(model, test, ticket, options.device),
+        options.seeds,
+        prepare,
+    )
+    return {
+        **_identity(path, ticket, dataset),
+        "seeds": options.seeds,
+        "norms": options.norms,
+        "rows": rows,
+        **_circumstances(options),
+    }
+
+
+def export_ticket(path: Path, options: ExportOptions) -> dict[str, Any]:
+    """Write a ticket's model as a dense one that needs nothing of this library."""
+    if options.out is None:
+        raise ValueError("out: a file to write is needed: --out FILE")
+    ticket = load_described(path)
+    model = rebuild(ticket)
+    if ticket.planes and any(getattr(m, "kind", None) == "tasks" for m in model.modules()):
+        set_task(model, options.task)
+    elif options.task:
+        raise ValueError(f"task: got {options.task}, the ticket has one task only")
+    example = torch.zeros(2, *ticket.meta["extra"]["model"]["in_shape"])
+    write = {"dense": export_dense, "onnx": export_onnx}[options.to]
+    write(model, options.out, example)
+    return {"out": str(options.out), "to": options.to, "bytes": options.out.stat().st_size}
+
+
+def load_described(path: Path) -> Ticket:
+    """A ticket that says which model and data it is for; ValueError for one that does not."""
     ticket = Ticket.load(path)
-    extra = ticket.meta["extra"] or {}
-    if not {"model", "data"} <= extra.keys():
+    if not {"model", "data"} <= (ticket.meta["extra"] or {}).keys():
         raise ValueError(
             f"{path}: the ticket does not say which model and data it is for; build the model "
             "yourself and use Ticket.load(path).apply(model)"
         )
-    options.set_up()
-    name = options.dataset or extra["data"]["dataset"]
+    return ticket
+
+
+def rebuild(ticket: Ticket) -> nn.Module:
+    """The model that a ticket describes, built anew, with the ticket in it."""
+    described = ticket.meta["extra"]["model"]
+    shapes = {"in_shape": tuple(described["in_shape"]), "num_classes": described["num_classes"]}
+    model = build_model(described["name"], **shapes)
+    _adapt(model, ticket)
+    return ticket.apply(model)
+
+
+def _data_of(ticket: Ticket, options: EvalOptions) -> tuple[Dataset, int]:
+    """The data set and the batch size that the options or else the ticket name."""
+    data = ticket.meta["extra"]["data"]
+    name = options.dataset or data["dataset"]
     if name == "imagefolder":
         if options.data is None:
             raise ValueError("data: the ticket was made on an image folder: give --data DIR")
         name = f"imagefolder:{options.data}"
     dataset = load_dataset(name, options.data, download=options.download, val_fraction=0)
-    batch_size = options.batch_size
-    if batch_size is None:
-        batch_size = extra["data"]["batch_size"]
-    accuracy, loss = _test(ticket, dataset, batch_size, options)
+    size = options.batch_size
+    return dataset, data["batch_size"] if size is None else size
+
+
+def _identity(path: Path, ticket: Ticket, dataset: Dataset) -> dict[str, Any]:
+    extra = ticket.meta["extra"]
     return {
         "ticket": str(path),
         "method": ticket.meta["method"],
         "dataset": dataset.name,
         "trained_on": extra["data"]["name"],
         "model": extra["model"]["name"],
-        "test_accuracy": accuracy,
-        "test_loss": loss,
         "examples": len(dataset.test),
-        **_circumstances(options),
     }
 
 
@@ -366,9 +465,7 @@ def _test(
             f"dataset: {dataset.name} has images {dataset.in_shape} and {dataset.num_classes} "
             f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
         )
-    model = build_model(described["name"], in_shape=shapes[0], num_classes=shapes[1])
-    _adapt(model, ticket)
-    model = ticket.apply(model).to(options.device)
+    model = rebuild(ticket).to(options.device)
     return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
 
 

@@ -162,7 +162,7 @@ def test_tied_computed_and_hooked_weights_are_skipped():
             "old": nn.utils.spectral_norm(nn.Linear(8, 8)),
             "hooked": nn.Linear(8, 8),
             "single": nn.Linear(8, 1),
-            "conv1d": nn.Conv1d(8, 8, 3),
+            "conv3d": nn.Conv3d(8, 8, 3),
             "done": st.SparseLinear(8, 8, form="masked"),
             "plain": nn.Linear(8, 8),
         }
@@ -178,7 +178,7 @@ def test_tied_computed_and_hooked_weights_are_skipped():
         "old": "computed by hooks",
         "hooked": "hooks",
         "single": "left dense by the config",
-        "conv1d": "Conv1d has no sparse form",
+        "conv3d": "Conv3d has no sparse form",
         "done": "already sparse (masked)",
     }.items():
         assert text in _skipped(report)[name], name
