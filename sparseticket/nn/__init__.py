@@ -2,13 +2,27 @@
 
 from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
 from .frozen import FrozenPattern
 from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
 from .recipe import WeightRecipe
-from .score_layer import ScoreConv2d, ScoreLayer, ScoreLinear, WeightRule, tickets_
-from .superposed import Plane, Superposed, SuperposedConv2d, SuperposedLinear
+from .score_layer import (
+    ScoreConv2d,
+    ScoreConvTranspose2d,
+    ScoreLayer,
+    ScoreLinear,
+    WeightRule,
+    tickets_,
+)
+from .superposed import (
+    Plane,
+    Superposed,
+    SuperposedConv2d,
+    SuperposedConvTranspose2d,
+    SuperposedLinear,
+)
 from .tuning import Tuned, tune
 
 __all__ = [
@@ -17,15 +31,18 @@ __all__ = [
     "Plane",
     "Report",
     "ScoreConv2d",
+    "ScoreConvTranspose2d",
     "ScoreLayer",
     "ScoreLinear",
     "Selection",
     "SparseConv2d",
+    "SparseConvTranspose2d",
     "SparseLinear",
     "SparseModule",
     "SparsityConfig",
     "Superposed",
     "SuperposedConv2d",
+    "SuperposedConvTranspose2d",
     "SuperposedLinear",
     "Tuned",
     "WeightRecipe",

@@ -15,6 +15,7 @@ from sparseticket import ops
 
 from ._sparse import SparseModule, refusal, reselect
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .linear import SparseLinear
 from .score_layer import ScoreLayer
 
@@ -23,6 +24,7 @@ __all__ = ["Report", "SparsityConfig", "densify_", "explain", "sparsify_", "to_f
 _SPARSE: dict[type[nn.Module], type[SparseModule]] = {
     nn.Linear: SparseLinear,
     nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
 }
 # Owners (by class name, so that torchvision is not imported) that use children's tensors directly.
 _READERS = {
@@ -109,7 +111,7 @@ def sparsify_(
     config: SparsityConfig,
     filter_fn: Callable[[nn.Module, str], bool] | Iterable[str] | None = None,
 ) -> Report:
-    """Convert the ``nn.Linear`` and ``nn.Conv2d`` layers of ``model`` in place as ``config`` plans.
+    """Convert the linear and convolution layers of ``model`` in place as ``config`` plans.
 
     ``filter_fn(module, name) -> bool``, or a list of globs over qualified names, limits what is
     converted, and which norms the config may reset. A layer's qualified name seeds its random
