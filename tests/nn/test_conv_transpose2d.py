@@ -188,7 +188,7 @@ def test_autocast_and_compile(form):
     assert torch.equal(y, expected)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), module(x))
-    with pytest.raises(TypeError, match="x: got torch.float64"):
+    with pytest.raises(TypeError, match="need torch"):
         module(x.double())
 
 
