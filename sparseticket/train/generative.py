@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import ops
 from ..io import Ticket
@@ -49,11 +50,11 @@ from .report import Progress, format_bytes, format_kept, write_json, write_logs,
 __all__ = ["GenerativeOptions", "generative_lines", "latents", "run_generative"]
 
 _BATCH = 500  # pictures at a time where no gradient is needed
-_GLANCE = 2000  # pictures that an epoch is judged by
+_GLANCE = 5  # an epoch is judged by one fifth of the pictures of the final judgement
 _JUDGED = 1000  # pictures whose classes are counted
 _SURE = 0.9
 _GRID = 100
-_WARM_UP = 50  # batches from which a random mask gets its batch-norm statistics
+_SETTLE = 50  # batches from which batch norms get their final statistics
 _COLUMNS = ("run", "epoch", "lr", "loss", "distance", "mask_change", "seconds")
 _RUNS = ("ticket", "dense")
 _PICTURES = {"ticket": "samples.png", "dense": "samples-dense.png", "random": "samples-random.png"}
@@ -164,6 +165,7 @@ def run_generative(options: GenerativeOptions, config: Any) -> dict[str, Any]:
     found = ticket.apply(_adapted(setting.build(), config))
     dense = setting.build()
     _train(setting, dense, "dense", options.dense_lr)
+    _settle(setting, dense)
     models = {"ticket": found, "dense": dense, "random": _random_control(setting, config)}
     rows = {name: _judge(setting, model, test) for name, model in models.items()}
     missing = draw(
@@ -320,7 +322,8 @@ def _search(setting: _Setting, config: Any) -> tuple[Ticket, bool]:
     sparsify_(model, config)
     _train(setting, model, "ticket", options.lr, config)
     if complete := getattr(config, "complete", None):
-        complete(model)
+        complete(model)  # may change the masks
+    _settle(setting, model)
     untouched = all(
         torch.equal(m.weight, m.recipe.weight(m.weight_shape, m.dtype, m.weight.device))
         for m in model.modules()
@@ -334,6 +337,22 @@ def _search(setting: _Setting, config: Any) -> tuple[Ticket, bool]:
     return Ticket.from_model(model, config=config, extra=extra), untouched
 
 
+@torch.no_grad()
+def _settle(setting: _Setting, model: nn.Module) -> None:
+    """Give batch norms statistics of the model as it is now, averaged over new latents: those of
+    training lag behind it."""
+    norms = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average
+    model.train()
+    for i in range(_SETTLE if norms else 0):
+        model(setting.latents("settle", i, setting.options.batch_size))
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
+    model.eval()
+
+
 def _adapted(model: nn.Module, config: Any) -> nn.Module:
     if adapt := getattr(config, "adapt", None):
         adapt(model)
@@ -344,7 +363,7 @@ def _adapted(model: nn.Module, config: Any) -> nn.Module:
 def _random_control(setting: _Setting, config: Any) -> nn.Module:
     """The ticket's weights under random masks of its density: the best of some, by their moments.
 
-    They are drawn layer by layer; batch norms get their statistics from latents.
+    They are drawn layer by layer.
     """
     best, least = None, math.inf
     same = {name: getattr(config, name) for name in ("density", "weights", "init", "scale")}
@@ -356,10 +375,8 @@ def _random_control(setting: _Setting, config: Any) -> nn.Module:
             if isinstance(m, SparseModule):
                 stream = f"{name}.{draw_number}"
                 m.mask = random_mask(config.seed, stream, m.weight_shape, m.mask.kept)
-        model.train()
-        for i in range(_WARM_UP):
-            model(setting.latents("warm-up", i, setting.options.batch_size))
-        distance = _distance(setting, model, _GLANCE)
+        _settle(setting, model)
+        distance = _distance(setting, model, setting.options.samples // _GLANCE)
         if distance < least:
             best, least = model, distance
     if best is None:
@@ -423,7 +440,7 @@ def _run_epoch(setting: _Setting, state: LoopState, matcher: MomentMatcher) -> d
         "epoch": state.epoch + 1,
         "lr": lr,
         "loss": total / options.steps,
-        "distance": _distance(setting, state.model, _GLANCE),
+        "distance": _distance(setting, state.model, options.samples // _GLANCE),
         "mask_change": changed / weights if weights else None,
         "seconds": round(time.perf_counter() - start, 3),
     }
