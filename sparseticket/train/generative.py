@@ -87,6 +87,7 @@ class GenerativeOptions(MachineOptions):
     moment_lr: float = option(5e-3, "learning rate of the Adam moving averages")
     beta1: float = option(0.5, "of every Adam here; beta2 is 0.999")
     samples: int = option(10_000, "pictures that the final distances are taken over")
+    controls: bool = option(True, "also train a dense generator and draw random masks")
     random_masks: int = option(8, "draws of random masks, of which the best is the control")
     seed: int = option(0, "of weights, scores, latents and the random extractor")
     out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
@@ -163,10 +164,10 @@ def run_generative(options: GenerativeOptions, config: Any) -> dict[str, Any]:
     ticket, untouched = _search(setting, config)
     ticket.save(out / "ticket.safetensors")
     found = ticket.apply(_adapted(setting.build(), config))
-    dense = setting.build()
-    _train(setting, dense, "dense", options.dense_lr)
-    _settle(setting, dense)
-    models = {"ticket": found, "dense": dense, "random": _random_control(setting, config)}
+    models = {"ticket": found}
+    if options.controls:
+        models["dense"] = _dense_control(setting)
+        models["random"] = _random_control(setting, config)
     rows = {name: _judge(setting, model, test) for name, model in models.items()}
     missing = draw(
         *(
@@ -190,7 +191,7 @@ def run_generative(options: GenerativeOptions, config: Any) -> dict[str, Any]:
         "weights_untouched": untouched,
         "rows": rows,
         "test_split": _floor(setting, test),
-        "distance_ratio": rows["ticket"]["distance"] / rows["dense"]["distance"],
+        "distance_ratio": _ratio(rows),
         "seconds": round(time.perf_counter() - start, 3),
         **circumstances(options),
         "config": resolved,
@@ -213,18 +214,22 @@ def generative_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
             text += f", {seen} classes, {100 * row['sure']:.1f} % sure"
         lines.append((labels[name], text))
     dense, size = format_bytes(report["dense_bytes"]), format_bytes(report["ticket_bytes"])
-    floor = report["test_split"]
+    floor, ratio = report["test_split"], report["distance_ratio"]
     return [
         *lines,
         (
             "test pictures",
             f"moment distance {floor['distance']:.4f}, Frechet {floor['frechet']:.2f}",
         ),
-        ("ticket / dense", f"{report['distance_ratio']:.3f} of the moment distance"),
+        *([("ticket / dense", f"{ratio:.3f} of the moment distance")] if ratio else []),
         ("kept", format_kept(report)),
         ("size", f"{size}, dense weights {dense}"),
         ("seconds", f"{report['seconds']:.1f} with {report['threads']} threads"),
     ]
+
+
+def _ratio(rows: dict[str, dict[str, Any]]) -> float | None:
+    return rows["ticket"]["distance"] / rows["dense"]["distance"] if "dense" in rows else None
 
 
 # Data and judgement -----------------------------------------------------------------------------
@@ -356,6 +361,14 @@ def _settle(setting: _Setting, model: nn.Module) -> None:
 def _adapted(model: nn.Module, config: Any) -> nn.Module:
     if adapt := getattr(config, "adapt", None):
         adapt(model)
+    return model
+
+
+def _dense_control(setting: _Setting) -> nn.Module:
+    """A generator of the ticket's shape, its weights trained under the same loss and budget."""
+    model = setting.build()
+    _train(setting, model, "dense", setting.options.dense_lr)
+    _settle(setting, model)
     return model
 
 

@@ -16,7 +16,12 @@ from sparseticket.cli import main
 from sparseticket.prng import layer_id, normal_quantiles
 from sparseticket.tickets import get_method
 from sparseticket.train import generative
-from sparseticket.train.generative import GenerativeOptions, latents, run_generative
+from sparseticket.train.generative import (
+    GenerativeOptions,
+    generative_lines,
+    latents,
+    run_generative,
+)
 from sparseticket.train.generators import GENERATORS, build_generator
 from sparseticket.train.plots import plot_samples
 
@@ -177,9 +182,12 @@ def test_generators_give_pictures_and_have_no_biases(name):
 
 @pytest.mark.parametrize("method", ["frozen", "multicoat"])
 def test_other_methods_search_a_generator_too(tmp_path, method):
-    tried = SMALL | {"epochs": 1, "steps": 1, "generator": "conv", "width": 8}
+    tried = SMALL | {"epochs": 1, "steps": 1, "generator": "conv", "width": 8, "controls": False}
     report = run(tmp_path, method, 0.5, **tried)
     assert report["rows"]["ticket"]["distance"] > 0 and report["method"] == method
+    assert list(report["rows"]) == ["ticket"] and report["distance_ratio"] is None
+    labels = [label for label, _ in generative_lines(report)]
+    assert labels == ["ticket", "test pictures", "kept", "size", "seconds"]
 
 
 def test_sample_grid_shows_the_pictures(tmp_path):
