@@ -239,6 +239,14 @@ def test_ticket_file_round_trip(tmp_path, method):
         ticket.apply(other)
 
 
+def test_a_tuned_layer_gives_the_same_output():
+    model, x = nn.Sequential(build(form="masked")).eval(), images()
+    y = model(x)
+    (tuned,) = st.tune(model, x, samples=1).values()
+    assert tuned.kernel == "materialised"
+    assert torch.equal(model(x), y)
+
+
 def test_densify_and_forms_of_a_model():
     model, z = generator().eval(), torch.randn(3, 5)
     st.sparsify_(model, st.EdgePopup(density=0.4))

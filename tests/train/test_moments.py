@@ -171,6 +171,20 @@ def test_lenet_knows_mnist(data_dir):
     assert pooled(shown).shape == (1000, 84)
 
 
+@pytest.mark.parametrize(("size", "features"), [(32, 303_104), (64, 1_212_416)])
+def test_features_of_vgg_19_are_as_many_as_the_paper_says(size, features):
+    """Its arrangement, on the meta device: the real one needs torchvision and its weights."""
+    layers, channels = [], 3
+    for width, convs in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(convs):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, device="meta"), nn.ReLU(True)]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    vgg = Extractor(nn.Sequential(*layers)).to("meta")
+    assert vgg.features(torch.empty(2, 3, size, size, device="meta")).shape == (2, features)
+    assert len(vgg(torch.empty(1, 3, size, size, device="meta"))[0]) == 16
+
+
 def fake_torchvision(monkeypatch) -> None:
     """torchvision.models whose vgg19_bn is a small net with the same outer shape."""
 
