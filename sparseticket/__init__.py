@@ -16,6 +16,7 @@ _EXPORTS = {
     "nn": (
         "SparseConv1d",
         "SparseConv2d",
+        "SparseConvTranspose2d",
         "SparseLinear",
         "attach",
         "densify_",

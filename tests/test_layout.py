@@ -200,6 +200,7 @@ COLUMNS = {
     "tests/ops": "tests/ops/test_{}.py",
 }
 _COMPOSED = "its forward is the masked_* and ticket_* kernels, its backward dense products"
+_SHARED = "it is apply_mask with another backward, made of dense products"
 NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get the reference
     **dict.fromkeys(
         [
@@ -212,6 +213,7 @@ NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get th
         ["masked_linear", "masked_conv2d"],
         "torch's product on the optimizer's shadow or on what apply_mask makes",
     ),
+    "popup_weight": _SHARED,
     **dict.fromkeys(["rice_decode", "rice_encode"], "of ticket files, on the CPU by nature"),
     **dict.fromkeys(["conv2d_taps", "sparse_pattern", "ticket_codes"], "for CPU kernels only"),
 }
@@ -219,6 +221,7 @@ EXEMPT = {  # an empty place in a column and why; "*" is the whole column
     **{("kernels", op): reason for op, reason in NO_TRITON.items()},
     ("csrc/core", "popup_linear"): _COMPOSED,
     ("csrc/core", "popup_conv2d"): _COMPOSED,
+    ("csrc/core", "popup_weight"): _SHARED,
     ("csrc/core", "conv2d_flip"): "once a mask: its reference, on packed words",
     ("csrc/core", "sparse_linear_dx"): "the sparse_linear kernel on the transposed pattern",
 }

@@ -45,6 +45,7 @@ from ..nn import (
     ScoreLayer,
     SparseConv1d,
     SparseConv2d,
+    SparseConvTranspose2d,
     SparseLinear,
     SparseModule,
     Superposed,
@@ -59,7 +60,12 @@ __all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
 FORMAT_VERSION = 3  # the newest one; a file has the oldest that can hold it
 _KEY = "sparseticket"
 _ZEROS = "0" * 64
-_SPARSE = {"linear": SparseLinear, "conv1d": SparseConv1d, "conv2d": SparseConv2d}
+_SPARSE = {
+    "linear": SparseLinear,
+    "conv1d": SparseConv1d,
+    "conv2d": SparseConv2d,
+    "conv_transpose2d": SparseConvTranspose2d,
+}
 _DENSE = {kind: sparse._BASE for kind, sparse in _SPARSE.items()}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 _MALFORMED = (
@@ -300,6 +306,9 @@ def _signature(module: nn.Module) -> dict[str, Any]:
     geometry = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
     shape = [module.out_channels, module.in_channels // module.groups, *module.kernel_size]
     kind = f"conv{len(module.kernel_size)}d"
+    if isinstance(module, nn.ConvTranspose2d):
+        shape = [module.in_channels, module.out_channels // module.groups, *module.kernel_size]
+        kind, geometry["output_padding"] = "conv_transpose2d", list(module.output_padding)
     return {"kind": kind, "shape": shape, "bias": module.bias is not None, **geometry}
 
 

@@ -3,6 +3,7 @@
 from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
 from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
 from .frozen import FrozenPattern
 from .fuse import fuse_batchnorm_
@@ -11,6 +12,7 @@ from .recipe import WeightRecipe
 from .score_layer import (
     ScoreConv1d,
     ScoreConv2d,
+    ScoreConvTranspose2d,
     ScoreLayer,
     ScoreLinear,
     WeightRule,
@@ -21,6 +23,7 @@ from .superposed import (
     Superposed,
     SuperposedConv1d,
     SuperposedConv2d,
+    SuperposedConvTranspose2d,
     SuperposedLinear,
 )
 from .tuning import Tuned, tune
@@ -32,17 +35,20 @@ __all__ = [
     "Report",
     "ScoreConv1d",
     "ScoreConv2d",
+    "ScoreConvTranspose2d",
     "ScoreLayer",
     "ScoreLinear",
     "Selection",
     "SparseConv1d",
     "SparseConv2d",
+    "SparseConvTranspose2d",
     "SparseLinear",
     "SparseModule",
     "SparsityConfig",
     "Superposed",
     "SuperposedConv1d",
     "SuperposedConv2d",
+    "SuperposedConvTranspose2d",
     "SuperposedLinear",
     "Tuned",
     "WeightRecipe",

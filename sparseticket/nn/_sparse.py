@@ -36,6 +36,7 @@ __all__ = [
     "Options",
     "SparseModule",
     "attach",
+    "gain_of",
     "has_hooks",
     "keep_dtype",
     "refusal",
@@ -157,6 +158,12 @@ def has_hooks(module: nn.Module) -> bool:
     return any(value and name.endswith("_hooks") for name, value in vars(module).items())
 
 
+def gain_of(module: nn.Module) -> float:
+    """What the deviation of a module's random weights is multiplied by: its attribute ``gain``,
+    which SparseMultiheadAttention sets on the query and key projections; else 1."""
+    return getattr(module, "gain", 1.0)
+
+
 def refusal(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why ``module`` cannot become the sparse form of ``base``; None if it can."""
     if isinstance(module, SparseModule):
@@ -171,6 +178,8 @@ def refusal(module: nn.Module, base: type[nn.Module]) -> str | None:
         return "it is on the meta device; materialise it first"
     if module.weight.dtype not in _DTYPES:
         return f"its dtype {module.weight.dtype} is not supported"
+    if getattr(module, "max_norm", None) is not None:
+        return "its max_norm would rewrite the weight in every forward pass"
     return None
 
 
@@ -187,6 +196,7 @@ class Options:
         ``compressed`` only, their default).
     init: deviation of those weights: ``kaiming`` sqrt(2 / fan_in), ``xavier`` sqrt(2 / (fan_in +
         fan_out)), ``torch`` sqrt(1 / (3 fan_in)), that of torch's own layers.
+    gain: a factor of that deviation, > 0.
     scale: divide that deviation by sqrt of ``density``, of the layer's own density (``dynamic``,
         followed by update_masks), or by nothing (``none``).
     scope, transform, min_keep_per_layer: how ``scored`` selects, see select_mask.
@@ -200,6 +210,7 @@ class Options:
     density: float = 1.0
     weights: str | None = None
     init: str = "kaiming"
+    gain: float = 1.0
     scale: str = "none"
     transform: str = "abs"
     scope: str = "layer"
@@ -229,7 +240,9 @@ class Options:
                 )
         if self.weights is None and self.form not in _TRAINED:
             object.__setattr__(self, "weights", "signed_constant")
-        for name in ("init", "scale"):
+        if not (isinstance(self.gain, int | float) and 0 < self.gain < math.inf):
+            raise ValueError(f"gain: got {self.gain!r}, need a finite number > 0")
+        for name in ("init", "gain", "scale"):
             if self.weights is None and getattr(self, name) != getattr(Options, name):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} needs weights drawn from the seed; also give "
@@ -256,7 +269,8 @@ def _options(where: str, given: dict[str, Any]) -> Options:
 
 
 def _recipe(options: Options, seed: int, layer: int, mask: PackedMask) -> WeightRecipe:
-    recipe = WeightRecipe.initial(seed, layer, options.weights, mask.shape, options.init)
+    given = (options.weights, mask.shape, options.init, options.gain)
+    recipe = WeightRecipe.initial(seed, layer, *given)
     if options.scale == "none":
         return recipe
     return recipe.scaled(options.density if options.scale == "density" else mask.density)
@@ -359,6 +373,8 @@ class SparseModule(nn.Module):
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
         options |= {"form": form, "density": 1.0 if density is None else density}
+        if form not in _TRAINED:
+            options.setdefault("gain", gain_of(module))
         options = _options(f"{cls.__name__}.from_dense", options)
         if form in _TRAINED and options.weights is not None:
             raise ValueError(
@@ -391,13 +407,14 @@ class SparseModule(nn.Module):
                 mask = select_mask(scores, density=options.density, transform=options.transform)
         elif mask is None:
             mask = random_mask(seed, layer, shape, kept_count(options.density, math.prod(shape)))
-        recipe, weight, bias = None, None, like.bias
+        recipe, weight, bias = None, None, getattr(like, "bias", None)
         if options.weights is None:
             weight = _parameter(like.weight, like.weight.requires_grad)
         else:
             recipe = _recipe(options, seed, layer, mask)
             if options.form != "ticket":
-                drawn = _laid_out_like(like.weight, recipe.weight(shape, dtype, device))
+                drawn = self._remake(like, recipe, shape, dtype, device)
+                drawn = _laid_out_like(like.weight, drawn)
                 weight = _parameter(drawn, options.form in _TRAINED)
         if bias is not None:
             kept = options.form in _TRAINED or options.keep_bias
@@ -617,7 +634,13 @@ class SparseModule(nn.Module):
         super().__setattr__(name, value)
 
     def _full_weight(self) -> torch.Tensor:
-        return self.recipe.weight(self.weight_shape, self.dtype, self._anchor.device)
+        device = self._anchor.device
+        return self._remake(self, self.recipe, self.weight_shape, self.dtype, device)
+
+    @staticmethod
+    def _remake(like, recipe, shape, dtype, device) -> torch.Tensor:
+        """The weights of ``recipe`` for a layer like ``like``."""
+        return recipe.weight(shape, dtype, device)
 
     def _draw_weight(self) -> None:
         self.weight.copy_(self._full_weight())

@@ -16,6 +16,7 @@ from sparseticket import ops
 from ._sparse import SparseModule, refusal, reselect
 from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .linear import SparseLinear
 from .score_layer import ScoreLayer
 from .superposed import Superposed
@@ -26,6 +27,7 @@ _SPARSE: dict[type[nn.Module], type[SparseModule]] = {
     nn.Linear: SparseLinear,
     nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
 }
 # Owners (by class name, so that torchvision is not imported) that use children's tensors directly.
 _READERS = {

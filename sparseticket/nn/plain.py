@@ -11,16 +11,16 @@ def plain_layer(like: nn.Module, bias: bool) -> nn.Module:
     """The torch module of the same call as ``like``, a subclass of it, on the meta device."""
     if isinstance(like, nn.Linear):
         return nn.Linear(like.in_features, like.out_features, bias, device="meta")
-    base = nn.Conv2d if isinstance(like, nn.Conv2d) else nn.Conv1d
-    return base(
-        like.in_channels,
-        like.out_channels,
-        like.kernel_size,
-        like.stride,
-        like.padding,
-        like.dilation,
-        like.groups,
-        bias,
-        like.padding_mode,
-        device="meta",
-    )
+    place = {
+        "kernel_size": like.kernel_size,
+        "stride": like.stride,
+        "padding": like.padding,
+        "dilation": like.dilation,
+        "groups": like.groups,
+        "padding_mode": like.padding_mode,
+    }
+    if isinstance(like, nn.ConvTranspose2d):
+        place["output_padding"] = like.output_padding
+    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
+    base = next(kind for kind in kinds if isinstance(like, kind))
+    return base(like.in_channels, like.out_channels, bias=bias, device="meta", **place)

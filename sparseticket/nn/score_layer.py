@@ -22,6 +22,7 @@ from sparseticket.masks import PackedMask, as_mask
 from ._sparse import SparseModule, keep_dtype, refusal
 from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .frozen import FrozenPattern
 from .linear import SparseLinear
 from .plain import plain_layer
@@ -31,6 +32,7 @@ from .superposed import Plane, Superposed
 __all__ = [
     "ScoreConv1d",
     "ScoreConv2d",
+    "ScoreConvTranspose2d",
     "ScoreLayer",
     "ScoreLinear",
     "WeightRule",
@@ -244,6 +246,17 @@ class ScoreConv2d(_ScoreConv, nn.Conv2d):
 
     _BASE = nn.Conv2d
     _SPARSE = SparseConv2d
+
+
+class ScoreConvTranspose2d(ScoreLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` under a search, without ``output_size``; see :class:`ScoreLayer`."""
+
+    _BASE = nn.ConvTranspose2d
+    _SPARSE = SparseConvTranspose2d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        place = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, self.bias, *place)
 
 
 def tickets_(model: nn.Module) -> None:

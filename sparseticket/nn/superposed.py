@@ -26,6 +26,7 @@ __all__ = [
     "Superposed",
     "SuperposedConv1d",
     "SuperposedConv2d",
+    "SuperposedConvTranspose2d",
     "SuperposedLinear",
 ]
 
@@ -62,7 +63,7 @@ class Superposed(nn.Module):
 
         ValueError for no planes, an unknown kind, or masks that are not nested though they must be.
         """
-        kinds = (SuperposedLinear, SuperposedConv1d, SuperposedConv2d)
+        kinds = (SuperposedLinear, SuperposedConv1d, SuperposedConv2d, SuperposedConvTranspose2d)
         cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
         return cls._make(module, recipe, kind, list(planes))
 
@@ -179,3 +180,13 @@ class SuperposedConv2d(Superposed, nn.Conv2d):
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, weight, self.bias)
+
+
+class SuperposedConvTranspose2d(Superposed, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` of several masks; see :class:`Superposed`."""
+
+    _BASE = nn.ConvTranspose2d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        place = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, self.bias, *place)

@@ -14,6 +14,7 @@ from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
 from .popup_linear_ds import popup_linear_ds
 from .popup_step import popup_step
+from .popup_weight import popup_weight
 from .regenerate import regenerate
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
@@ -49,6 +50,7 @@ __all__ = [
     "popup_linear",
     "popup_step",
     "popup_linear_ds",
+    "popup_weight",
     "regenerate",
     "release_code",
     "rice_decode",

@@ -28,6 +28,7 @@ from sparseticket.nn import (
     Plane,
     ScoreConv1d,
     ScoreConv2d,
+    ScoreConvTranspose2d,
     ScoreLayer,
     ScoreLinear,
     WeightRecipe,
@@ -239,7 +240,7 @@ class Strong:
 
     def make(self, name: str, module: nn.Module) -> ScoreLayer:
         """The layer that replaces ``module``; its mask waits for :meth:`select_first`."""
-        kinds = (ScoreLinear, ScoreConv1d, ScoreConv2d)
+        kinds = (ScoreLinear, ScoreConv1d, ScoreConv2d, ScoreConvTranspose2d)
         cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
         shape = tuple(module.weight.shape)
         recipe = WeightRecipe.initial(self.seed, name, self.weights, shape, self.init)

@@ -37,7 +37,7 @@ from .loop import (
 )
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
-from .report import versions, write_json, write_text
+from .report import format_bytes, format_kept, format_percent, versions, write_json, write_text
 from .tasks import TasksResult, search_tasks, task_accuracy
 
 __all__ = [
@@ -49,12 +49,17 @@ __all__ = [
     "MachineOptions",
     "TaskOptions",
     "check_ticket",
+    "check_out",
+    "circumstances",
+    "draw",
     "evaluate_ticket",
     "export_ticket",
     "load_described",
     "rebuild",
     "run_demo",
     "run_search",
+    "search_lines",
+    "settings_of",
 ]
 
 _DEFAULT_MODELS = {"digits": "mlp", "mnist": "lenet300", "cifar10": "conv4"}
@@ -113,6 +118,7 @@ class TaskOptions(MachineOptions):
 class SearchOptions(TaskOptions):
     """All of a search but its method's own fields and the recipe's."""
 
+    experiment: str = option("classification", "what the ticket is for; each has its own flags")
     method: str = option("edge-popup", f"one of {', '.join(METHODS)}")
     out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
     overwrite: bool = option(False, "replace the results of an earlier run in that folder")
@@ -177,11 +183,7 @@ def run_search(
     An interrupted run continues when it is started again; a finished one is only replaced with
     ``overwrite``. The report names what could not be drawn under ``missing``.
     """
-    out = options.out
-    if out is None:
-        raise ValueError("out: a folder for the results is needed: --out DIR")
-    if (out / "report.json").exists() and not options.overwrite:
-        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    out = check_out(options)
     options.set_up()
     dataset = _load(options)
     model = _build(options, dataset)
@@ -190,7 +192,7 @@ def run_search(
     for name in _OUTPUTS if options.overwrite else ():
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    resolved = _resolved(options, recipe, config)
+    resolved = settings_of(options, config, recipe) | {"model": options.model_name}
     if not (out / "checkpoint.pt").exists():  # search refuses that of a run with other settings
         write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     if getattr(config, "tasks", 1) > 1:
@@ -208,7 +210,7 @@ def run_search(
     )
     result.ticket.save(out / "ticket.safetensors")
     test_accuracy, _ = _test(result.ticket, dataset, options.batch_size, options)
-    missing = _draw(
+    missing = draw(
         lambda: plot_curves({config.name: result.history}, out / "curve.png"),
         lambda: plot_masks(result.ticket.masks, out / "masks.png"),
     )
@@ -229,13 +231,36 @@ def run_search(
         "collapsed": warn_of_collapse(list(result.ticket.masks.items())),
         **_fine_tune(options, recipe, dataset, result.ticket),
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        **_circumstances(options),
+        **circumstances(options),
         "config": resolved,
         "missing": missing,
     }
     write_json(out / "report.json", report)
     (out / "checkpoint.pt").unlink(missing_ok=True)  # last: until here a rerun continues from it
     return report, result
+
+
+def search_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """(label, text) of what a report of :func:`run_search` says to people."""
+    lines = [
+        ("test accuracy", f"{format_percent(report['test_accuracy'])} ({report['dataset']})"),
+        ("validation", format_percent(report["val_accuracy"])),
+    ]
+    for task, accuracy in enumerate(report.get("task_accuracies", ())):
+        guess, reached = (
+            report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
+        )
+        text = f"{format_percent(accuracy)}, taken for {guess}: {format_percent(reached)}"
+        lines.append((f"task {task}", text))
+    if "finetuned_test_accuracy" in report:
+        lines.append(("fine-tuned", format_percent(report["finetuned_test_accuracy"])))
+    dense, size = format_bytes(report["dense_bytes"]), format_bytes(report["ticket_bytes"])
+    return [
+        *lines,
+        ("kept", format_kept(report)),
+        ("size", f"{size}, dense weights {dense}"),
+        ("seconds", f"{report['seconds']:.1f} with {report['threads']} threads"),
+    ]
 
 
 def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
@@ -248,7 +273,7 @@ def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
         **_identity(path, ticket, dataset),
         "test_accuracy": accuracy,
         "test_loss": loss,
-        **_circumstances(options),
+        **circumstances(options),
     }
 
 
@@ -277,7 +302,7 @@ def check_ticket(path: Path, options: CheckOptions) -> dict[str, Any]:
         "seeds": options.seeds,
         "norms": options.norms,
         "rows": rows,
-        **_circumstances(options),
+        **circumstances(options),
     }
 
 
@@ -371,13 +396,13 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
         histories[label] = result.history
         missing = report["missing"]
     levels = {rows[1]["what"]: rows[1]["test_accuracy"]}
-    missing = missing or _draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
+    missing = missing or draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
     report = {
         "dataset": dataset.name,
         "model": options.model_name,
         "seed": options.seed,
         "epochs": options.epochs,
-        **_circumstances(options),
+        **circumstances(options),
         "rows": rows,
         "same": all(row["test_accuracy"] == row["reloaded_accuracy"] for row in rows[2:]),
         "missing": missing,
@@ -505,7 +530,7 @@ def _run_tasks(
         "inferred_tasks": result.inferred,
         "ticket_bytes": info["file_bytes"],
         "seconds": round(time.perf_counter() - start, 3),
-        **_circumstances(options),
+        **circumstances(options),
         "config": resolved,
         "missing": [],
     }
@@ -556,12 +581,22 @@ def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dic
     }
 
 
-def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, Any]:
-    """Every field of a run but where its results go, for config.yaml."""
+def check_out(options: Any) -> Path:
+    """The folder ``out`` of a run's options; ValueError for none, or one with a finished run."""
+    out = options.out
+    if out is None:
+        raise ValueError("out: a folder for the results is needed: --out DIR")
+    if (out / "report.json").exists() and not options.overwrite:
+        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    return out
+
+
+def settings_of(*parts: Any) -> dict[str, Any]:
+    """Every field of a run's dataclasses (None: no fields) but where its results go, for
+    config.yaml."""
     fields: dict[str, Any] = {}
-    for part in (options, config, recipe):
-        fields |= dataclasses.asdict(part)
-    fields["model"] = options.model_name
+    for part in parts:
+        fields |= {} if part is None else dataclasses.asdict(part)
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in fields.items()
@@ -569,12 +604,13 @@ def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, 
     }
 
 
-def _circumstances(options: MachineOptions) -> dict[str, Any]:
+def circumstances(options: MachineOptions) -> dict[str, Any]:
+    """What a report says of where it was made."""
     threads = torch.get_num_threads()
     return {"threads": threads, "device": options.device, "versions": versions()}
 
 
-def _draw(*pictures: Callable[[], None]) -> list[str]:
+def draw(*pictures: Callable[[], None]) -> list[str]:
     """Draw; where matplotlib is missing, return the sentence that says so."""
     try:
         for picture in pictures:

@@ -11,6 +11,7 @@ from torch import nn
 import sparseticket as st
 from sparseticket.masks import PackedMask
 from sparseticket.nn import Plane, ScoreLayer, ScoreLinear, Superposed, WeightRecipe
+from sparseticket.nn.plain import plain_layer
 
 CONVS = [
     {"kernel_size": 1},
@@ -36,7 +37,7 @@ def example(module):
 
 
 def dense_like(layer, weight):
-    plain = layer._torch_module().to_empty(device="cpu")
+    plain = plain_layer(layer, layer.bias is not None).to_empty(device="cpu")
     plain.weight = nn.Parameter(weight.detach().clone())
     if plain.bias is not None:
         nn.init.zeros_(plain.bias)
