@@ -15,6 +15,7 @@ from .popup_linear import popup_linear
 from .popup_linear_ds import popup_linear_ds
 from .popup_step import popup_step
 from .regenerate import regenerate
+from .regenerate_many import regenerate_many
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
 from .scatter_live import scatter_live
@@ -50,6 +51,7 @@ __all__ = [
     "popup_step",
     "popup_linear_ds",
     "regenerate",
+    "regenerate_many",
     "release_code",
     "rice_decode",
     "rice_encode",
