@@ -39,6 +39,7 @@ def _calls() -> dict[str, tuple]:
         ),
         "popup_linear": (x, weight, weight + 1, words, bias, "abs", 5, 7, 0.5),
         "popup_linear_ds": (grad, x, weight + 1, "abs", 5, 7, 0.5),
+        "regenerate_many": ([words, conv_words], [5, 5], [7, 8], [2, 4], [5, 70, 6, 2, 3, 3], [0.5, 1]),
         "rice_decode": (code, 5, 70, int(mask.sum()), 1),
         "rice_encode": (words, 70, 1),
         "scatter_live": (live, words, (5, 70)),
