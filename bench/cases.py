@@ -283,6 +283,21 @@ def _regenerate(shape, dist, masked=False):
     }
 
 
+def _regenerate_many(shapes):
+    """Masked bf16 weights of a network, as its convolutions want them."""
+    layers = range(len(shapes))
+    words = [ops.pack_mask(_mask(shape, 0.3)) for shape in shapes]
+    dense = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
+    masks = [_mask(shape, 0.3).bfloat16() for shape in shapes]
+    sizes = [size for shape in shapes for size in shape]
+    recipes = ([_SEED] * len(shapes), list(layers), [len(s) for s in shapes], sizes)
+    sigmas = [_SIGMA] * len(shapes)
+    return {
+        "weight * mask": lambda: [w * m for w, m in zip(dense, masks, strict=True)],
+        "ours": lambda: ops.regenerate_many(words, *recipes, sigmas, torch.bfloat16, True),
+    }
+
+
 def _signs(shape):
     return {
         "torch.randint": lambda: torch.randint(
@@ -783,6 +798,13 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("uniform 2048^2", lambda: _regenerate(_SQUARE, "uniform"), 4 * _N),
         Case("normal 2048^2", lambda: _regenerate(_SQUARE, "normal"), 4 * _N),
+    ],
+    "regenerate_many": [
+        Case(
+            "3x3 layers of ResNet-50 bf16",
+            lambda: _regenerate_many([shape for shape, _ in _RESNET_3X3]),
+            sum(math.prod(shape) for shape, _ in _RESNET_3X3) * 17 // 8,
+        )
     ],
     "sign_words": [Case("2048x2048", lambda: _signs(_SQUARE), _N // 8)],
     "masked_linear": [

@@ -222,6 +222,7 @@ EXEMPT = {  # an empty place in a column and why; "*" is the whole column
     ("csrc/core", "popup_linear"): _COMPOSED,
     ("csrc/core", "popup_conv2d"): _COMPOSED,
     ("csrc/core", "popup_weight"): _SHARED,
+    ("csrc/core", "regenerate_many"): "the regenerate kernel, layer after layer",
     ("csrc/core", "conv2d_flip"): "once a mask: its reference, on packed words",
     ("csrc/core", "sparse_linear_dx"): "the sparse_linear kernel on the transposed pattern",
 }

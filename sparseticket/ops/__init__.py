@@ -16,6 +16,7 @@ from .popup_linear_ds import popup_linear_ds
 from .popup_step import popup_step
 from .popup_weight import popup_weight
 from .regenerate import regenerate
+from .regenerate_many import regenerate_many
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
 from .scatter_live import scatter_live
@@ -52,6 +53,7 @@ __all__ = [
     "popup_linear_ds",
     "popup_weight",
     "regenerate",
+    "regenerate_many",
     "release_code",
     "rice_decode",
     "rice_encode",
