@@ -32,10 +32,10 @@ def moments_of(batches: Iterable[Tensor]) -> Moments:
     count, total, squares, shift = 0, 0, 0, None
     for part in batches:
         if shift is None:
-            shift = part.double().mean(0)  # near the mean: squares of differences stay small
-        part = part.double() - shift
-        count, total = count + len(part), total + part.sum(0)
-        squares = squares + part.square().sum(0)
+            shift = part.mean(0)  # near the mean: squares of differences stay small
+        part = part - shift
+        count, total = count + len(part), total + part.sum(0, dtype=torch.float64)
+        squares = squares + part.square().sum(0, dtype=torch.float64)
     if count < 2:
         raise ValueError(f"moments_of: batches: got {count} rows, need at least 2")
     variance = (squares - total.square() / count) / (count - 1)
