@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +154,13 @@ def run_generative(options: GenerativeOptions, config: Any) -> dict[str, Any]:
     if getattr(config, "tasks", 1) > 1:
         raise ValueError(f"tasks: got {config.tasks}, a generator has one")
     options.set_up()
-    start = time.perf_counter()
     setting, test = _prepare(options)
     for name in _OUTPUTS if options.overwrite else ():
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    resolved = settings_of(options, config)
     if not any((out / f"checkpoint-{run}.pt").exists() for run in _RUNS):
-        write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
+        settings = settings_of(options, config)
+        write_text(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     ticket, untouched = _search(setting, config)
     ticket.save(out / "ticket.safetensors")
     found = ticket.apply(_adapted(setting.build(), config))
@@ -169,16 +169,27 @@ def run_generative(options: GenerativeOptions, config: Any) -> dict[str, Any]:
         models["dense"] = _dense_control(setting)
         models["random"] = _random_control(setting, config)
     rows = {name: _judge(setting, model, test) for name, model in models.items()}
-    missing = draw(
-        *(
-            lambda model=model, file=_PICTURES[name]: plot_samples(
-                _pictures(model.eval(), setting.latents("show", 0, _GRID)), out / file
-            )
-            for name, model in models.items()
-        )
-    )
-    info = ticket.info()
-    report = {
+    missing = draw(*(partial(_show, setting, name, model) for name, model in models.items()))
+    report = _facts(setting, ticket) | {
+        "weights_untouched": untouched,
+        "rows": rows,
+        "test_split": _floor(setting, test),
+        "distance_ratio": _ratio(rows),
+        "seconds": round(sum(row["seconds"] for row in _rows(setting)), 3),
+        **circumstances(options),
+        "config": settings_of(options, config),
+        "missing": missing,
+    }
+    write_json(out / "report.json", report)
+    for run in _RUNS:  # last: until here a rerun continues from them
+        (out / f"checkpoint-{run}.pt").unlink(missing_ok=True)
+    return report
+
+
+def _facts(setting: _Setting, ticket: Ticket) -> dict[str, Any]:
+    """What a report says of the search and of its ticket's size."""
+    options, info = setting.options, ticket.info()
+    return {
         "experiment": options.experiment,
         "method": options.method,
         "dataset": setting.dataset.name,
@@ -188,19 +199,7 @@ def run_generative(options: GenerativeOptions, config: Any) -> dict[str, Any]:
         "seed": options.seed,
         **{key: info[key] for key in ("density", "kept", "weights", "dense_bytes")},
         "ticket_bytes": info["file_bytes"],
-        "weights_untouched": untouched,
-        "rows": rows,
-        "test_split": _floor(setting, test),
-        "distance_ratio": _ratio(rows),
-        "seconds": round(time.perf_counter() - start, 3),
-        **circumstances(options),
-        "config": resolved,
-        "missing": missing,
     }
-    write_json(out / "report.json", report)
-    for run in _RUNS:  # last: until here a rerun continues from them
-        (out / f"checkpoint-{run}.pt").unlink(missing_ok=True)
-    return report
 
 
 def generative_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
@@ -224,7 +223,7 @@ def generative_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *([("ticket / dense", f"{ratio:.3f} of the moment distance")] if ratio else []),
         ("kept", format_kept(report)),
         ("size", f"{size}, dense weights {dense}"),
-        ("seconds", f"{report['seconds']:.1f} with {report['threads']} threads"),
+        ("training", f"{report['seconds']:.1f} s with {report['threads']} threads"),
     ]
 
 
@@ -271,6 +270,13 @@ def _floor(setting: _Setting, test: Tensor) -> dict[str, float]:
         "distance": moment_distance(moments, setting.real),
         "frechet": frechet_distance(train, test),
     }
+
+
+def _show(setting: _Setting, name: str, model: nn.Module) -> None:
+    """Pictures of the same latents for every model, as a grid."""
+    with torch.no_grad():
+        pictures = _pictures(model.eval(), setting.latents("show", 0, _GRID))
+    plot_samples(pictures, setting.options.out / _PICTURES[name])
 
 
 def _pictures(model: nn.Module, z: Tensor) -> Tensor:
@@ -422,10 +428,14 @@ def _train(setting: _Setting, model: nn.Module, run: str, lr: float, config: Any
             state.history.append(row)
             state.epoch += 1
             bar.show(row, f"loss {row['loss']:.4f}, moment distance {row['distance']:.4f}")
-            rows = [row for rows in setting.log.values() for row in rows]
-            write_logs(options.out, rows, _COLUMNS)
+            write_logs(options.out, _rows(setting), _COLUMNS)
             content = snapshot(state, options.device) | {"matcher": matcher.state_dict()}
             save_checkpoint(path, description, content)
+
+
+def _rows(setting: _Setting) -> list[dict[str, Any]]:
+    """Of the log, so far."""
+    return [row for rows in setting.log.values() for row in rows]
 
 
 def _run_epoch(setting: _Setting, state: LoopState, matcher: MomentMatcher) -> dict[str, Any]:

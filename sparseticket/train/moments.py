@@ -32,10 +32,10 @@ def moments_of(batches: Iterable[Tensor]) -> Moments:
     count, total, squares, shift = 0, 0, 0, None
     for part in batches:
         if shift is None:
-            shift = part.double().mean(0)  # near the mean: squares of differences stay small
-        part = part.double() - shift
-        count, total = count + len(part), total + part.sum(0)
-        squares = squares + part.square().sum(0)
+            shift = part.mean(0)  # near the mean: squares of differences stay small
+        part = part - shift
+        count, total = count + len(part), total + part.sum(0, dtype=torch.float64)
+        squares = squares + part.square().sum(0, dtype=torch.float64)
     if count < 2:
         raise ValueError(f"moments_of: batches: got {count} rows, need at least 2")
     variance = (squares - total.square() / count) / (count - 1)
@@ -92,7 +92,8 @@ class MomentMatcher:
 
     def loss(self, features: Tensor) -> Tensor:
         """L_G of a batch of features ``[N, F]``, N > 1, the v's updated before."""
-        mean, variance = features.mean(0), features.var(0)
+        mean = features.mean(0)
+        variance = (features - mean).square().sum(0) / (len(features) - 1)  # var(0) is slower
         self.update(mean, variance)
         return self.inner(mean, variance)
 

@@ -192,6 +192,16 @@ def test_autocast_and_compile(form):
         module(x.double())
 
 
+def test_dense_checkpoint_loads_strictly_into_masked():
+    dense, module = build().to_dense(), build(form="masked")
+    mask = module.mask
+    module.load_state_dict(dense.state_dict())
+    assert torch.equal(module.weight, dense.weight) and module.mask == mask
+    largest = st.SparseConvTranspose2d.from_dense(dense, density=0.2)
+    assert largest.mask == st.select_mask(dense.weight, density=0.2)
+    assert (largest.stride, largest.output_padding) == ((2, 2), (1, 1))
+
+
 def test_codes_and_bad_input_are_refused():
     with pytest.raises(ValueError, match="codes: got True"):
         build(form="ticket", codes=True)

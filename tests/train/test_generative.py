@@ -187,7 +187,7 @@ def test_other_methods_search_a_generator_too(tmp_path, method):
     assert report["rows"]["ticket"]["distance"] > 0 and report["method"] == method
     assert list(report["rows"]) == ["ticket"] and report["distance_ratio"] is None
     labels = [label for label, _ in generative_lines(report)]
-    assert labels == ["ticket", "test pictures", "kept", "size", "seconds"]
+    assert labels == ["ticket", "test pictures", "kept", "size", "training"]
 
 
 def test_sample_grid_shows_the_pictures(tmp_path):
