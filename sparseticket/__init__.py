@@ -15,7 +15,9 @@ _EXPORTS = {
     "masks": ("PackedMask", "random_mask", "regenerate", "select_mask"),
     "nn": (
         "SparseConv2d",
+        "SparseEmbedding",
         "SparseLinear",
+        "SparseMultiheadAttention",
         "attach",
         "densify_",
         "explain",

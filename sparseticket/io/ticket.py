@@ -43,10 +43,13 @@ from ..nn import (
     Plane,
     ScoreLayer,
     SparseConv2d,
+    SparseEmbedding,
     SparseLinear,
     SparseModule,
     Superposed,
     WeightRecipe,
+    close_attention_,
+    open_attention_,
 )
 from ..nn._sparse import has_hooks
 from ..prng import GENERATOR_VERSION
@@ -57,8 +60,8 @@ __all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
 FORMAT_VERSION = 2  # the newest one; a file has the oldest that can hold it
 _KEY = "sparseticket"
 _ZEROS = "0" * 64
-_SPARSE = {"linear": SparseLinear, "conv2d": SparseConv2d}
-_DENSE = {"linear": nn.Linear, "conv2d": nn.Conv2d}
+_SPARSE = {"linear": SparseLinear, "conv2d": SparseConv2d, "embedding": SparseEmbedding}
+_DENSE = {"linear": nn.Linear, "conv2d": nn.Conv2d, "embedding": nn.Embedding}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 _MALFORMED = (
     *(SafetensorError, MemoryError, RuntimeError),
@@ -172,6 +175,15 @@ class Ticket:
         values. If anything does not fit, TicketError names it and the model stays as it was.
         """
         target = _unwrap(model, "Ticket.apply")
+        opened, _ = open_attention_(target, lambda module, name: name in self.meta["layers"])
+        try:
+            self._put_into(target)
+        except BaseException:
+            close_attention_(target, opened)
+            raise
+        return model
+
+    def _put_into(self, target: nn.Module) -> None:
         modules = dict(target.named_modules(remove_duplicate=False))
         for name, entry in self.meta["layers"].items():
             _check_layer(name, entry, modules.get(name))
@@ -194,7 +206,6 @@ class Ticket:
                     tensors[name].copy_(value)
                 else:
                     tensors[name].fill_(value).requires_grad_(False)
-        return model
 
     def _ticket_form(self, name: str, module: nn.Module) -> nn.Module:
         entry = self.meta["layers"][name]
@@ -294,6 +305,10 @@ def _signature(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Linear):
         shape = [module.out_features, module.in_features]
         return {"kind": "linear", "shape": shape, "bias": module.bias is not None}
+    if isinstance(module, nn.Embedding):
+        shape = [module.num_embeddings, module.embedding_dim]
+        rows = {"padding_idx": module.padding_idx}
+        return {"kind": "embedding", "shape": shape, "bias": False, **rows}
     values = {key: getattr(module, key) for key in _GEOMETRY}
     geometry = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
     shape = [module.out_channels, module.in_channels // module.groups, *module.kernel_size]

@@ -1,8 +1,19 @@
 """Drop-in sparse modules and the conversion of whole models."""
 
-from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
+from ._sparse import (
+    Options,
+    Selection,
+    SparseModule,
+    attach,
+    gain_of,
+    reselect,
+    selections,
+    update_masks,
+)
+from .attention import SparseMultiheadAttention, close_attention_, open_attention_
 from .conv2d import SparseConv2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
+from .embedding import SparseEmbedding
 from .frozen import FrozenPattern
 from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
@@ -21,8 +32,10 @@ __all__ = [
     "ScoreLinear",
     "Selection",
     "SparseConv2d",
+    "SparseEmbedding",
     "SparseLinear",
     "SparseModule",
+    "SparseMultiheadAttention",
     "SparsityConfig",
     "Superposed",
     "SuperposedConv2d",
@@ -31,9 +44,12 @@ __all__ = [
     "WeightRecipe",
     "WeightRule",
     "attach",
+    "close_attention_",
     "densify_",
     "explain",
     "fuse_batchnorm_",
+    "gain_of",
+    "open_attention_",
     "reselect",
     "selections",
     "sparsify_",
