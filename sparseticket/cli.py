@@ -21,16 +21,9 @@ import yaml
 from . import __version__
 from .io import Ticket, accounts
 from .tickets import METHODS, get_method
-from .train.experiments import (
-    DemoOptions,
-    EvalOptions,
-    SearchOptions,
-    evaluate_ticket,
-    run_demo,
-    run_search,
-)
-from .train.loop import Recipe
-from .train.report import format_bytes, table
+from .train.experiments import DemoOptions, EvalOptions, SearchOptions, evaluate_ticket, run_demo
+from .train.report import format_bytes, format_kept, format_percent, table
+from .train.searches import EXPERIMENTS, get_experiment
 
 __all__ = ["main"]
 
@@ -60,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1 for a failed demonstration, 2 for an error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser(_chosen_method(arguments)).parse_args(arguments)
+        options = _parser(*_chosen(arguments)).parse_args(arguments)
         return options.run(options)
     except _ERRORS as error:
         if "--debug" in arguments:
@@ -85,8 +78,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def _parser(method: str) -> argparse.ArgumentParser:
-    """The parser; ``search`` takes the flags of ``method`` and of no other."""
+def _parser(experiment: str, method: str) -> argparse.ArgumentParser:
+    """The parser; ``search`` takes the flags of ``experiment`` and ``method`` and of no others."""
     parser = _Parser("sparseticket", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"sparseticket {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -106,9 +99,10 @@ def _parser(method: str) -> argparse.ArgumentParser:
 
     sub = command("search", "--out DIR", _search, "search a ticket and report on it", _SEARCH)
     sub.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-    sub.set_defaults(of=method)
-    _add_fields(sub.add_argument_group("task"), SearchOptions)
-    _add_fields(sub.add_argument_group("training"), Recipe, defaults=get_method(method).recipe)
+    sub.set_defaults(of=(experiment, method))
+    titles = (f"experiment {experiment}, one of {', '.join(EXPERIMENTS)}", "training")
+    for title, part in zip(titles, get_experiment(experiment).parts, strict=False):
+        _add_fields(sub.add_argument_group(title), part, defaults=get_method(method).recipe)
     group = sub.add_argument_group(f"method {method}", inspect.cleandoc(get_method(method).__doc__))
     _add_fields(group, get_method(method), without={"seed"})
 
@@ -130,40 +124,28 @@ def _parser(method: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen_method(arguments: Sequence[str]) -> str:
-    """The method that ``search`` will run, needed before its flags can be known."""
+def _chosen(arguments: Sequence[str]) -> tuple[str, str]:
+    """Experiment and method that ``search`` will run, needed before its flags can be known."""
     early = _Parser("sparseticket search", add_help=False)
-    early.add_argument("--method")
+    for name in ("experiment", "method"):
+        early.add_argument(f"--{name}", default=argparse.SUPPRESS)
     early.add_argument("--config", type=Path)
     known, _ = early.parse_known_args(list(arguments))
-    method = known.method
-    if method is None and known.config is not None:
-        method = _read_yaml(known.config).get("method")
-    method = SearchOptions.method if method is None else method
+    settings = _read_yaml(known.config) if known.config is not None else {}
+    settings |= vars(known)
+    experiment = settings.get("experiment", SearchOptions.experiment)
+    method = settings.get("method", get_experiment(experiment).parts[0].method)
     get_method(method)  # an unknown name raises here, with the known ones
-    return method
+    return experiment, method
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    method = get_method(arguments.of)
-    classes = (SearchOptions, Recipe, method)
-    options, recipe, config = _settings(arguments, *classes, defaults=method.recipe)
-    report, _ = run_search(options, recipe, config)
-    print(f"ticket         {options.out / 'ticket.safetensors'}")
-    print(f"test accuracy  {_percent(report['test_accuracy'])} ({report['dataset']})")
-    print(f"validation     {_percent(report['val_accuracy'])}")
-    if "task_accuracies" in report:
-        for task, accuracy in enumerate(report["task_accuracies"]):
-            guess, reached = (
-                report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
-            )
-            print(f"task {task:<9} {_percent(accuracy)}, taken for {guess}: {_percent(reached)}")
-    if "finetuned_test_accuracy" in report:
-        print(f"fine-tuned     {_percent(report['finetuned_test_accuracy'])}")
-    print(f"kept           {_kept(report)}")
-    dense, size = report["dense_bytes"], report["ticket_bytes"]
-    print(f"size           {format_bytes(size)}, dense weights {format_bytes(dense)}")
-    print(f"seconds        {report['seconds']:.1f} with {report['threads']} threads")
+    experiment, method = get_experiment(arguments.of[0]), get_method(arguments.of[1])
+    *parts, config = _settings(arguments, *experiment.parts, method, defaults=method.recipe)
+    report = experiment.run(*parts, config)
+    print(f"ticket         {parts[0].out / 'ticket.safetensors'}")
+    for label, text in experiment.lines(report):
+        print(f"{label:<14} {text}")
     _note(report["missing"])
     return 0
 
@@ -176,7 +158,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         return 0
     correct = round(result["test_accuracy"] * result["examples"])
     print(
-        f"test accuracy {_percent(result['test_accuracy'])} ({correct:,} of "
+        f"test accuracy {format_percent(result['test_accuracy'])} ({correct:,} of "
         f"{result['examples']:,}), {result['model']} on {result['dataset']}"
     )
     if result["dataset"] != result["trained_on"]:
@@ -204,7 +186,7 @@ def _info(arguments: argparse.Namespace) -> int:
         for layer in info["layers"]
     ]
     print(table(header, rows))
-    print(f"\nkept {_kept(info)}")
+    print(f"\nkept {format_kept(info)}")
     for part in ("raw", "coded", "normalisation", "not_weight_free"):
         bits = info[f"{part}_bits"]
         label = part.replace("_free", "-free").replace("_", " ")
@@ -251,9 +233,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     header = ("what", "test accuracy", "reloaded", "kept weights", "bytes", "dense / this")
     rows = [
         (
-            *(row["what"], _percent(row["test_accuracy"])),
-            _percent(row["reloaded_accuracy"]) if "reloaded_accuracy" in row else "",
-            *(_kept(row), f"{row['bytes']:,}", f"{dense / row['bytes']:.1f}"),
+            *(row["what"], format_percent(row["test_accuracy"])),
+            format_percent(row["reloaded_accuracy"]) if "reloaded_accuracy" in row else "",
+            *(format_kept(row), f"{row['bytes']:,}", f"{dense / row['bytes']:.1f}"),
         )
         for row in report["rows"]
     ]
@@ -366,14 +348,6 @@ def _source(config: type) -> str:
     """What a method is and where it comes from: the first paragraph of its file."""
     text = inspect.cleandoc(sys.modules[config.__module__].__doc__ or "")
     return " ".join(text.split("\n\n")[0].split())
-
-
-def _percent(fraction: float | None) -> str:
-    return "none" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def _kept(row: Mapping[str, Any]) -> str:
-    return f"{row['kept']:,} of {row['weights']:,}"
 
 
 def _note(sentences: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ from .loop import (
 )
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
-from .report import versions, write_json, write_text
+from .report import format_bytes, format_kept, format_percent, versions, write_json, write_text
 from .tasks import TasksResult, search_tasks
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "evaluate_ticket",
     "run_demo",
     "run_search",
+    "search_lines",
 ]
 
 _DEFAULT_MODELS = {"digits": "mlp", "mnist": "lenet300", "cifar10": "conv4"}
@@ -106,6 +107,7 @@ class TaskOptions(MachineOptions):
 class SearchOptions(TaskOptions):
     """All of a search but its method's own fields and the recipe's."""
 
+    experiment: str = option("classification", "what the ticket is for; each has its own flags")
     method: str = option("edge-popup", f"one of {', '.join(METHODS)}")
     out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
     overwrite: bool = option(False, "replace the results of an earlier run in that folder")
@@ -208,6 +210,29 @@ def run_search(
     write_json(out / "report.json", report)
     (out / "checkpoint.pt").unlink(missing_ok=True)  # last: until here a rerun continues from it
     return report, result
+
+
+def search_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """(label, text) of what a report of :func:`run_search` says to people."""
+    lines = [
+        ("test accuracy", f"{format_percent(report['test_accuracy'])} ({report['dataset']})"),
+        ("validation", format_percent(report["val_accuracy"])),
+    ]
+    for task, accuracy in enumerate(report.get("task_accuracies", ())):
+        guess, reached = (
+            report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
+        )
+        text = f"{format_percent(accuracy)}, taken for {guess}: {format_percent(reached)}"
+        lines.append((f"task {task}", text))
+    if "finetuned_test_accuracy" in report:
+        lines.append(("fine-tuned", format_percent(report["finetuned_test_accuracy"])))
+    dense, size = format_bytes(report["dense_bytes"]), format_bytes(report["ticket_bytes"])
+    return [
+        *lines,
+        ("kept", format_kept(report)),
+        ("size", f"{size}, dense weights {dense}"),
+        ("seconds", f"{report['seconds']:.1f} with {report['threads']} threads"),
+    ]
 
 
 def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:

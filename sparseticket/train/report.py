@@ -20,6 +20,8 @@ from .. import __version__
 __all__ = [
     "Progress",
     "format_bytes",
+    "format_kept",
+    "format_percent",
     "table",
     "versions",
     "write_json",
@@ -111,6 +113,16 @@ def format_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count} B"
+
+
+def format_kept(row: Mapping[str, Any]) -> str:
+    """Its ``kept`` of its ``weights``."""
+    return f"{row['kept']:,} of {row['weights']:,}"
+
+
+def format_percent(fraction: float | None) -> str:
+    """0.5 -> '50.00 %'."""
+    return "none" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
