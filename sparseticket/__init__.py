@@ -15,6 +15,7 @@ _EXPORTS = {
     "masks": ("PackedMask", "random_mask", "regenerate", "select_mask"),
     "nn": (
         "SparseConv2d",
+        "SparseConvTranspose2d",
         "SparseEmbedding",
         "SparseLinear",
         "SparseMultiheadAttention",

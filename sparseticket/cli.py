@@ -40,7 +40,11 @@ The same seed, settings and thread count give the same ticket, byte for byte.
   sparseticket search --out runs/a                                     digits, mlp, half the weights
   sparseticket search --density 0.1 --scale density --out runs/b       a tenth, rescaled
   sparseticket search --dataset cifar10 --model conv6 --data DATA --epochs 100 --out runs/c
-  sparseticket search --config runs/b/config.yaml --seed 1 --out runs/d"""
+  sparseticket search --config runs/b/config.yaml --seed 1 --out runs/d
+  sparseticket search --config configs/generative_mnist.yaml --data DATA --out runs/e
+
+--experiment chooses what a ticket is searched for; each experiment has flags of its own, listed by
+--experiment NAME --help."""
 _EVAL = """\
 Test accuracy of a ticket file. The model is built anew, its weights come from the file's seeds."""
 _DEMO = """\

@@ -13,7 +13,8 @@ time, path, host or thread count, so the same model gives the same bytes. Stored
 Tensors that are all zeros or all ones, such as frozen biases and affine norms, are listed with that
 value (``constants``). ``sha256`` is the hash of the whole file with its own 64 digits set to "0";
 ``masks_sha256`` is that of the decoded masks. Loading checks both; nothing is ever unpickled.
-Patterns and planes make a file's version 2; without them it is version 1, byte for byte.
+Patterns and planes make a file's version 2, layers other than linear and conv2d its version 3;
+without them it is version 1, byte for byte.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from ..nn import (
     Plane,
     ScoreLayer,
     SparseConv2d,
+    SparseConvTranspose2d,
     SparseEmbedding,
     SparseLinear,
     SparseModule,
@@ -57,11 +59,16 @@ from .codecs import decode_mask, encode_mask
 
 __all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
 
-FORMAT_VERSION = 2  # the newest one; a file has the oldest that can hold it
+FORMAT_VERSION = 3  # the newest one; a file has the oldest that can hold it
 _KEY = "sparseticket"
 _ZEROS = "0" * 64
-_SPARSE = {"linear": SparseLinear, "conv2d": SparseConv2d, "embedding": SparseEmbedding}
-_DENSE = {"linear": nn.Linear, "conv2d": nn.Conv2d, "embedding": nn.Embedding}
+_SPARSE = {
+    "linear": SparseLinear,
+    "conv2d": SparseConv2d,
+    "conv_transpose2d": SparseConvTranspose2d,
+    "embedding": SparseEmbedding,
+}
+_DENSE = {kind: sparse._BASE for kind, sparse in _SPARSE.items()}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 _MALFORMED = (
     *(SafetensorError, MemoryError, RuntimeError),
@@ -121,7 +128,7 @@ class Ticket:
                 tensors |= dict(zip(_payload_names(name, len(payloads)), payloads, strict=True))
         if not layers:
             raise TicketError(
-                "Ticket.from_model: model: has no SparseLinear or SparseConv2d; convert it with "
+                "Ticket.from_model: model: has no sparse layers; convert it with "
                 "sparsify_(model, config) first"
             )
         groups, constants = _sort_tensors(model)
@@ -312,7 +319,11 @@ def _signature(module: nn.Module) -> dict[str, Any]:
     values = {key: getattr(module, key) for key in _GEOMETRY}
     geometry = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
     shape = [module.out_channels, module.in_channels // module.groups, *module.kernel_size]
-    return {"kind": "conv2d", "shape": shape, "bias": module.bias is not None, **geometry}
+    kind = "conv2d"
+    if isinstance(module, nn.ConvTranspose2d):
+        shape = [module.in_channels, module.out_channels // module.groups, *module.kernel_size]
+        kind, geometry["output_padding"] = "conv_transpose2d", list(module.output_padding)
+    return {"kind": kind, "shape": shape, "bias": module.bias is not None, **geometry}
 
 
 def _regenerable_masks(name: str, module: nn.Module) -> list[PackedMask]:
@@ -395,7 +406,10 @@ def _plane_count(entry: Mapping[str, Any]) -> int:
 
 
 def _version_for(layers: Mapping[str, Any]) -> int:
-    return 2 if any({"frozen", "planes"} & entry.keys() for entry in layers.values()) else 1
+    entries = layers.values()
+    if any(entry["kind"] not in ("linear", "conv2d") for entry in entries):
+        return 3
+    return 2 if any({"frozen", "planes"} & entry.keys() for entry in entries) else 1
 
 
 def _coded_bytes(name: str, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:

@@ -12,14 +12,28 @@ from ._sparse import (
 )
 from .attention import SparseMultiheadAttention, close_attention_, open_attention_
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
 from .embedding import SparseEmbedding
 from .frozen import FrozenPattern
 from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
 from .recipe import WeightRecipe
-from .score_layer import ScoreConv2d, ScoreLayer, ScoreLinear, WeightRule, tickets_
-from .superposed import Plane, Superposed, SuperposedConv2d, SuperposedLinear
+from .score_layer import (
+    ScoreConv2d,
+    ScoreConvTranspose2d,
+    ScoreLayer,
+    ScoreLinear,
+    WeightRule,
+    tickets_,
+)
+from .superposed import (
+    Plane,
+    Superposed,
+    SuperposedConv2d,
+    SuperposedConvTranspose2d,
+    SuperposedLinear,
+)
 from .tuning import Tuned, tune
 
 __all__ = [
@@ -28,10 +42,12 @@ __all__ = [
     "Plane",
     "Report",
     "ScoreConv2d",
+    "ScoreConvTranspose2d",
     "ScoreLayer",
     "ScoreLinear",
     "Selection",
     "SparseConv2d",
+    "SparseConvTranspose2d",
     "SparseEmbedding",
     "SparseLinear",
     "SparseModule",
@@ -39,6 +55,7 @@ __all__ = [
     "SparsityConfig",
     "Superposed",
     "SuperposedConv2d",
+    "SuperposedConvTranspose2d",
     "SuperposedLinear",
     "Tuned",
     "WeightRecipe",

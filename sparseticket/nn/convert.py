@@ -16,6 +16,7 @@ from sparseticket import ops
 from ._sparse import SparseModule, refusal, reselect
 from .attention import PROJECTIONS, SparseMultiheadAttention, close_attention_, open_attention_
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .embedding import SparseEmbedding
 from .linear import SparseLinear
 from .score_layer import ScoreLayer
@@ -25,6 +26,7 @@ __all__ = ["Report", "SparsityConfig", "densify_", "explain", "sparsify_", "to_f
 _SPARSE: dict[type[nn.Module], type[SparseModule]] = {
     nn.Linear: SparseLinear,
     nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
     nn.Embedding: SparseEmbedding,
 }
 # Owners (by class name, so that torchvision is not imported) that use children's tensors directly.
@@ -116,7 +118,7 @@ def sparsify_(
 ) -> Report:
     """Convert the layers with weights of ``model`` in place as ``config`` plans.
 
-    They are ``nn.Linear``, ``nn.Conv2d``, ``nn.Embedding`` and the projections ``q_proj``,
+    They are linear and convolution layers, ``nn.Embedding`` and the projections ``q_proj``,
     ``k_proj``, ``v_proj`` and ``out_proj`` of ``nn.MultiheadAttention``, which becomes a
     SparseMultiheadAttention where ``filter_fn`` wants one of them.
 

@@ -21,12 +21,20 @@ from sparseticket.masks import PackedMask, as_mask
 
 from ._sparse import SparseModule, keep_dtype, refusal
 from .conv2d import SparseConv2d, plain_conv2d
+from .conv_transpose2d import SparseConvTranspose2d, plain_conv_transpose2d
 from .frozen import FrozenPattern
 from .linear import SparseLinear
 from .recipe import WeightRecipe
 from .superposed import Plane, Superposed
 
-__all__ = ["ScoreConv2d", "ScoreLayer", "ScoreLinear", "WeightRule", "tickets_"]
+__all__ = [
+    "ScoreConv2d",
+    "ScoreConvTranspose2d",
+    "ScoreLayer",
+    "ScoreLinear",
+    "WeightRule",
+    "tickets_",
+]
 
 
 class WeightRule(Protocol):
@@ -226,6 +234,20 @@ class ScoreConv2d(ScoreLayer, nn.Conv2d):
 
     def _torch_module(self) -> nn.Conv2d:
         return plain_conv2d(self, self.bias is not None)
+
+
+class ScoreConvTranspose2d(ScoreLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` under a search, without ``output_size``; see :class:`ScoreLayer`."""
+
+    _BASE = nn.ConvTranspose2d
+    _SPARSE = SparseConvTranspose2d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        place = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, self.bias, *place)
+
+    def _torch_module(self) -> nn.ConvTranspose2d:
+        return plain_conv_transpose2d(self, self.bias is not None)
 
 
 def tickets_(model: nn.Module) -> None:

@@ -19,7 +19,14 @@ from sparseticket.masks import PackedMask
 from ._sparse import keep_dtype
 from .recipe import WeightRecipe
 
-__all__ = ["KINDS", "Plane", "Superposed", "SuperposedConv2d", "SuperposedLinear"]
+__all__ = [
+    "KINDS",
+    "Plane",
+    "Superposed",
+    "SuperposedConv2d",
+    "SuperposedConvTranspose2d",
+    "SuperposedLinear",
+]
 
 KINDS = ("sum", "draws", "tasks")
 
@@ -54,7 +61,8 @@ class Superposed(nn.Module):
 
         ValueError for no planes, an unknown kind, or masks that are not nested though they must be.
         """
-        cls = SuperposedLinear if isinstance(module, nn.Linear) else SuperposedConv2d
+        kinds = (SuperposedLinear, SuperposedConv2d, SuperposedConvTranspose2d)
+        cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
         return cls._make(module, recipe, kind, list(planes))
 
     @classmethod
@@ -152,3 +160,13 @@ class SuperposedConv2d(Superposed, nn.Conv2d):
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, weight, self.bias)
+
+
+class SuperposedConvTranspose2d(Superposed, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` of several masks; see :class:`Superposed`."""
+
+    _BASE = nn.ConvTranspose2d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        place = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, self.bias, *place)

@@ -97,7 +97,7 @@ class EdgePopup:
         """The config that knows the first and last layer of ``model``."""
         if self.first_layer == self.last_layer == "searched":
             return self
-        kinds = nn.Linear | nn.Conv2d | nn.Embedding
+        kinds = nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding
         names = [name for name, m in model.named_modules() if isinstance(m, kinds)]
         ends = dict.fromkeys(names[-1:], self.last_layer)
         ends |= dict.fromkeys(names[:1], self.first_layer)

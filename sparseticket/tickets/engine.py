@@ -27,6 +27,7 @@ from sparseticket.nn import (
     FrozenPattern,
     Plane,
     ScoreConv2d,
+    ScoreConvTranspose2d,
     ScoreLayer,
     ScoreLinear,
     WeightRecipe,
@@ -239,7 +240,8 @@ class Strong:
 
     def make(self, name: str, module: nn.Module) -> ScoreLayer:
         """The layer that replaces ``module``; its mask waits for :meth:`select_first`."""
-        cls = ScoreLinear if isinstance(module, nn.Linear) else ScoreConv2d
+        kinds = (ScoreLinear, ScoreConv2d, ScoreConvTranspose2d)
+        cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
         shape, gain = tuple(module.weight.shape), gain_of(module)
         recipe = WeightRecipe.initial(self.seed, name, self.weights, shape, self.init, gain)
         if self.scale == "density":

@@ -45,10 +45,14 @@ __all__ = [
     "SearchOptions",
     "MachineOptions",
     "TaskOptions",
+    "check_out",
+    "circumstances",
+    "draw",
     "evaluate_ticket",
     "run_demo",
     "run_search",
     "search_lines",
+    "settings_of",
 ]
 
 _DEFAULT_MODELS = {"digits": "mlp", "mnist": "lenet300", "cifar10": "conv4"}
@@ -151,11 +155,7 @@ def run_search(
     An interrupted run continues when it is started again; a finished one is only replaced with
     ``overwrite``. The report names what could not be drawn under ``missing``.
     """
-    out = options.out
-    if out is None:
-        raise ValueError("out: a folder for the results is needed: --out DIR")
-    if (out / "report.json").exists() and not options.overwrite:
-        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    out = check_out(options)
     options.set_up()
     dataset = _load(options)
     model = _build(options, dataset)
@@ -164,7 +164,7 @@ def run_search(
     for name in _OUTPUTS if options.overwrite else ():
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    resolved = _resolved(options, recipe, config)
+    resolved = settings_of(options, config, recipe) | {"model": options.model_name}
     if not (out / "checkpoint.pt").exists():  # search refuses that of a run with other settings
         write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     if getattr(config, "tasks", 1) > 1:
@@ -182,7 +182,7 @@ def run_search(
     )
     result.ticket.save(out / "ticket.safetensors")
     test_accuracy, _ = _test(result.ticket, dataset, options.batch_size, options)
-    missing = _draw(
+    missing = draw(
         lambda: plot_curves({config.name: result.history}, out / "curve.png"),
         lambda: plot_masks(result.ticket.masks, out / "masks.png"),
     )
@@ -203,7 +203,7 @@ def run_search(
         "collapsed": warn_of_collapse(list(result.ticket.masks.items())),
         **_fine_tune(options, recipe, dataset, result.ticket),
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        **_circumstances(options),
+        **circumstances(options),
         "config": resolved,
         "missing": missing,
     }
@@ -264,7 +264,7 @@ def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
         "test_accuracy": accuracy,
         "test_loss": loss,
         "examples": len(dataset.test),
-        **_circumstances(options),
+        **circumstances(options),
     }
 
 
@@ -297,13 +297,13 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
         histories[label] = result.history
         missing = report["missing"]
     levels = {rows[1]["what"]: rows[1]["test_accuracy"]}
-    missing = missing or _draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
+    missing = missing or draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
     report = {
         "dataset": dataset.name,
         "model": options.model_name,
         "seed": options.seed,
         "epochs": options.epochs,
-        **_circumstances(options),
+        **circumstances(options),
         "rows": rows,
         "same": all(row["test_accuracy"] == row["reloaded_accuracy"] for row in rows[2:]),
         "missing": missing,
@@ -433,7 +433,7 @@ def _run_tasks(
         "inferred_tasks": result.inferred,
         "ticket_bytes": info["file_bytes"],
         "seconds": round(time.perf_counter() - start, 3),
-        **_circumstances(options),
+        **circumstances(options),
         "config": resolved,
         "missing": [],
     }
@@ -484,12 +484,22 @@ def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dic
     }
 
 
-def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, Any]:
-    """Every field of a run but where its results go, for config.yaml."""
+def check_out(options: Any) -> Path:
+    """The folder ``out`` of a run's options; ValueError for none, or one with a finished run."""
+    out = options.out
+    if out is None:
+        raise ValueError("out: a folder for the results is needed: --out DIR")
+    if (out / "report.json").exists() and not options.overwrite:
+        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    return out
+
+
+def settings_of(*parts: Any) -> dict[str, Any]:
+    """Every field of a run's dataclasses (None: no fields) but where its results go, for
+    config.yaml."""
     fields: dict[str, Any] = {}
-    for part in (options, config, recipe):
-        fields |= dataclasses.asdict(part)
-    fields["model"] = options.model_name
+    for part in parts:
+        fields |= {} if part is None else dataclasses.asdict(part)
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in fields.items()
@@ -497,12 +507,13 @@ def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, 
     }
 
 
-def _circumstances(options: MachineOptions) -> dict[str, Any]:
+def circumstances(options: MachineOptions) -> dict[str, Any]:
+    """What a report says of where it was made."""
     threads = torch.get_num_threads()
     return {"threads": threads, "device": options.device, "versions": versions()}
 
 
-def _draw(*pictures: Callable[[], None]) -> list[str]:
+def draw(*pictures: Callable[[], None]) -> list[str]:
     """Draw; where matplotlib is missing, return the sentence that says so."""
     try:
         for picture in pictures:

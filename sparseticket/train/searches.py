@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .experiments import SearchOptions, run_search, search_lines
+from .generative import GenerativeOptions, generative_lines, run_generative
 from .loop import Recipe
 
 __all__ = ["EXPERIMENTS", "Experiment", "get_experiment"]
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "classification": Experiment(
         (SearchOptions, Recipe), lambda *parts: run_search(*parts)[0], search_lines
     ),
+    "generative": Experiment((GenerativeOptions,), run_generative, generative_lines),
 }
 
 
