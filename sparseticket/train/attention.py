@@ -161,9 +161,7 @@ def run_attention(options: AttentionOptions, recipe: TextRecipe, config: Any) ->
         "vocabulary": len(setting.text.vocabulary),
         "rows": [_row(results, width, kind) for width in widths for kind in _KINDS],
         "scaled_minus_unscaled": {str(width): _gains(results, width) for width in widths},
-        "reloads_identical": all(
-            results[r]["reload_identical"] for r in runs if r.kind in _TICKETS
-        ),
+        "reloads_identical": all(r.get("reload_identical", True) for r in results.values()),
         "best": best.name,
         **{key: info[key] for key in ("density", "kept", "weights", "dense_bytes")},
         "ticket_bytes": info["file_bytes"],

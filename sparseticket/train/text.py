@@ -1,4 +1,4 @@
-"""Text as characters: a file in three parts, training windows drawn from Philox, others in order."""
+"""Text as characters: a file in three parts; training windows are drawn, others in order."""
 
 from __future__ import annotations
 
