@@ -250,6 +250,23 @@ def _apply(shape, density=0.3, dtype=torch.float32):
     return {"float mask": lambda: weight * floats, "ours": lambda: ops.apply_mask(weight, words)}
 
 
+def _popup_weight(shape):
+    """Forward and backward, beside the straight-through trick in plain torch."""
+    mask = _mask(shape, 0.3)
+    words, floats = ops.pack_mask(mask), mask.float()
+    weight, grad = torch.randn(shape), torch.randn(shape)
+    scores = torch.randn(shape, requires_grad=True)
+
+    def detached():
+        value = scores.abs() + (floats - scores.abs()).detach()
+        return torch.autograd.grad(weight * value, scores, grad)
+
+    def ours():
+        return torch.autograd.grad(ops.popup_weight(weight, scores, words, "abs"), scores, grad)
+
+    return {"straight-through in plain torch": detached, "ours": ours}
+
+
 def _rice(shape, density, decode):
     mask = _mask(shape, density)
     words = ops.pack_mask(mask)
@@ -786,6 +803,9 @@ CASES: dict[str, list[Case]] = {
         Case("2048x2048 fp32", lambda: _apply(_SQUARE), 8 * _N + _N // 8),
         Case("2048x2048 bf16", lambda: _apply(_SQUARE, dtype=torch.bfloat16), 4 * _N + _N // 8),
         Case("512x512x3x3 fp32", lambda: _apply((512, 512, 3, 3)), 2359296 * 65 // 8),
+    ],
+    "popup_weight": [
+        Case("2048x2048 fp32, with score gradient", lambda: _popup_weight(_SQUARE), 24 * _N)
     ],
     "rice_encode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, False), _N // 8)],
     "rice_decode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, True), _N // 8)],

@@ -46,10 +46,13 @@ from ..nn import (
     SparseConv1d,
     SparseConv2d,
     SparseConvTranspose2d,
+    SparseEmbedding,
     SparseLinear,
     SparseModule,
     Superposed,
     WeightRecipe,
+    close_attention_,
+    open_attention_,
 )
 from ..nn._sparse import has_hooks
 from ..prng import GENERATOR_VERSION
@@ -65,6 +68,7 @@ _SPARSE = {
     "conv1d": SparseConv1d,
     "conv2d": SparseConv2d,
     "conv_transpose2d": SparseConvTranspose2d,
+    "embedding": SparseEmbedding,
 }
 _DENSE = {kind: sparse._BASE for kind, sparse in _SPARSE.items()}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
@@ -180,6 +184,15 @@ class Ticket:
         values. If anything does not fit, TicketError names it and the model stays as it was.
         """
         target = _unwrap(model, "Ticket.apply")
+        opened, _ = open_attention_(target, lambda module, name: name in self.meta["layers"])
+        try:
+            self._put_into(target)
+        except BaseException:
+            close_attention_(target, opened)
+            raise
+        return model
+
+    def _put_into(self, target: nn.Module) -> None:
         modules = dict(target.named_modules(remove_duplicate=False))
         for name, entry in self.meta["layers"].items():
             _check_layer(name, entry, modules.get(name))
@@ -202,7 +215,6 @@ class Ticket:
                     tensors[name].copy_(value)
                 else:
                     tensors[name].fill_(value).requires_grad_(False)
-        return model
 
     def _ticket_form(self, name: str, module: nn.Module) -> nn.Module:
         entry = self.meta["layers"][name]
@@ -302,6 +314,10 @@ def _signature(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Linear):
         shape = [module.out_features, module.in_features]
         return {"kind": "linear", "shape": shape, "bias": module.bias is not None}
+    if isinstance(module, nn.Embedding):
+        shape = [module.num_embeddings, module.embedding_dim]
+        rows = {"padding_idx": module.padding_idx}
+        return {"kind": "embedding", "shape": shape, "bias": False, **rows}
     values = {key: getattr(module, key) for key in _GEOMETRY}
     geometry = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
     shape = [module.out_channels, module.in_channels // module.groups, *module.kernel_size]

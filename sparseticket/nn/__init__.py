@@ -1,10 +1,21 @@
 """Drop-in sparse modules and the conversion of whole models."""
 
-from ._sparse import Options, Selection, SparseModule, attach, reselect, selections, update_masks
+from ._sparse import (
+    Options,
+    Selection,
+    SparseModule,
+    attach,
+    gain_of,
+    reselect,
+    selections,
+    update_masks,
+)
+from .attention import SparseMultiheadAttention, close_attention_, open_attention_
 from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
 from .conv_transpose2d import SparseConvTranspose2d
 from .convert import Report, SparsityConfig, densify_, explain, sparsify_, to_form_
+from .embedding import SparseEmbedding
 from .frozen import FrozenPattern
 from .fuse import fuse_batchnorm_
 from .linear import SparseLinear
@@ -42,8 +53,10 @@ __all__ = [
     "SparseConv1d",
     "SparseConv2d",
     "SparseConvTranspose2d",
+    "SparseEmbedding",
     "SparseLinear",
     "SparseModule",
+    "SparseMultiheadAttention",
     "SparsityConfig",
     "Superposed",
     "SuperposedConv1d",
@@ -54,9 +67,12 @@ __all__ = [
     "WeightRecipe",
     "WeightRule",
     "attach",
+    "close_attention_",
     "densify_",
     "explain",
     "fuse_batchnorm_",
+    "gain_of",
+    "open_attention_",
     "reselect",
     "selections",
     "sparsify_",

@@ -387,8 +387,13 @@ class SparseModule(nn.Module):
         elif form in _TRAINED:
             ranked = weight.float() if weight.dtype == torch.float64 else weight
             mask = select_mask(ranked, density=options.density)
+        return cls._made_like(module, options, seed, layer, mask)
+
+    @classmethod
+    def _made_like(cls, module, options, seed, layer, mask) -> Self:
+        """A new sparse module like ``module``, made as the public constructor makes it."""
         self = cls.__new__(cls)
-        self._from_seed(module, options, seed, layer, mask, weight.device)
+        self._from_seed(module, options, seed, layer, mask, module.weight.device)
         return self
 
     def _from_seed(self, like, options, seed, layer, mask, device) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .attention import AttentionOptions, TextRecipe, attention_lines, run_attention
 from .experiments import SearchOptions, run_search, search_lines
 from .generative import GenerativeOptions, generative_lines, run_generative
 from .loop import Recipe
@@ -33,6 +34,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "classification": Experiment(
         (SearchOptions, Recipe), lambda *parts: run_search(*parts)[0], search_lines
     ),
+    "attention": Experiment((AttentionOptions, TextRecipe), run_attention, attention_lines),
     "generative": Experiment((GenerativeOptions,), run_generative, generative_lines),
 }
 

@@ -276,10 +276,7 @@ def test_foreign_files(raw, message):
         (lambda meta: meta["layers"]["0"].update(kept=60), "not a valid ticket"),
         (lambda meta: meta["layers"]["0"].update(shape=[17, 13]), "masks_sha256 mismatch"),
         (lambda meta: meta["layers"]["0"].update(codec="zip"), "known: bitmap, rice"),
-        (
-            lambda meta: meta["layers"]["0"].update(kind="embedding"),
-            "known: linear, conv1d",
-        ),
+        (lambda meta: meta["layers"]["0"].update(kind="lstm"), "known: linear, conv1d"),
         (lambda meta: meta["layers"]["0"].update(dist="cauchy"), "cauchy"),
         (lambda meta: meta["layers"]["0"].update(seed=-1), "seed: got -1"),
         (lambda meta: meta["layers"]["0"].pop("seed"), "seed"),
