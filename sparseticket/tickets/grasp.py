@@ -29,9 +29,7 @@ class GraSP(Pruner):
 
     name: ClassVar[str] = "grasp"
 
-    temperature: float = setting(
-        200.0, "outputs are divided by it before the loss; 1 for a regression"
-    )
+    temperature: float = setting(200.0, "divides outputs before the loss; 1 for a regression")
 
     def __post_init__(self) -> None:
         super().__post_init__()
