@@ -20,6 +20,7 @@ Deviations from the paper's code (RelationalML/PlantNSeek):
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ def he_scaled(widths: Sequence[int], *, seed: int = 0) -> nn.Sequential:
     """Linear layers and ReLUs: weights N(0, 2/n_in), biases N(0, prod of 2/n over the inputs of
     all layers up to theirs), the scale of the signal when biases start as if they were weights."""
     layers, deviation = [], 1.0
-    for i, (n, m) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (n, m) in enumerate(itertools.pairwise(widths)):
         sigma = math.sqrt(2 / n)
         deviation *= sigma
         name = str(2 * i)
@@ -300,10 +301,9 @@ def _kolmogorov_smirnov(a: Tensor, b: Tensor) -> float:
     """p-value of the two-sample test, by the asymptotic law."""
     points = torch.cat([a, b])
     a, b = a.sort().values, b.sort().values
-    gap = (
-        torch.searchsorted(a, points, right=True) / len(a)
-        - torch.searchsorted(b, points, right=True) / len(b)
-    )
+    gap = torch.searchsorted(a, points, right=True) / len(a) - torch.searchsorted(
+        b, points, right=True
+    ) / len(b)
     root = math.sqrt(len(a) * len(b) / (len(a) + len(b)))
     z = (root + 0.12 + 0.11 / root) * float(gap.abs().max())
     terms = (2 * (-1) ** (k - 1) * math.exp(-2 * (k * z) ** 2) for k in range(1, 101))
