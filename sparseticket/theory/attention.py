@@ -29,16 +29,19 @@ from torch import Tensor, nn
 
 from sparseticket.masks import PackedMask, regenerate
 
-from .subset_sum import subset_sum
+from .solver import subset_sum
 
 __all__ = [
     "Attention",
     "AttentionTicket",
+    "Block",
     "attention_bound",
     "attention_ticket",
     "block_budgets",
+    "block_ticket",
     "entry_budgets",
     "source_attention",
+    "source_block",
 ]
 
 
@@ -213,6 +216,84 @@ def _factor_masks(first, second, wanted, eps, solver) -> tuple[Tensor, Tensor, i
     first_mask = torch.zeros(first.shape, dtype=torch.bool)
     first_mask[:, :, : inputs * block] = used
     return first_mask, second_mask, int((found.error > eps).sum())
+
+
+class Block(nn.Module):
+    """A transformer block without normalisation: y = x + attention(x), then y + feedforward(y).
+
+    ``feedforward``: Linear layers without biases, ReLU between them.
+    """
+
+    def __init__(self, attention: Attention, feedforward: nn.Sequential) -> None:
+        super().__init__()
+        self.attention, self.feedforward = attention, feedforward
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """[N, T, d] -> [N, T, d]."""
+        y = x + self.attention(x, causal)
+        return y + self.feedforward(y)
+
+
+def source_block(
+    inputs: int, width: int, fc_width: int, *, layers: int = 1, seed: int = 0, **options: Any
+) -> Block:
+    """A random block, float64: :func:`source_attention` (``options``), and two layers of ``inputs``
+    and ``fc_width`` neurons, U[+-1], for each of the target's feed-forward ``layers``."""
+    attention = source_attention(inputs, inputs, width, seed=seed, **options)
+    name = options.get("name", "attention")
+    modules = []
+    for i in range(layers):
+        for part, shape in (("inner", (fc_width, inputs)), ("outer", (inputs, fc_width))):
+            weight = regenerate(
+                seed,
+                f"{name}.{part}{i}",
+                shape,
+                "uniform",
+                sigma=1 / math.sqrt(3),
+                dtype=torch.float64,
+            )
+            modules += [_linear(weight), nn.ReLU()]
+    return Block(attention, nn.Sequential(*modules[:-1]))
+
+
+@torch.no_grad()
+def block_ticket(
+    target: Block, source: Block, eps: float, **solver: Any
+) -> tuple[Block, dict[str, Any]]:
+    """The source block pruned to compute ``target``, and a report.
+
+    Attention by :func:`attention_ticket`; every feed-forward weight by a sum over neurons that see
+    its positive and one over those that see its negative inputs (Pensia et al. 2020).
+    """
+    found = attention_ticket(target.attention, source.attention, eps, **solver)
+    wanted = [m for m in target.feedforward if isinstance(m, nn.Linear)]
+    random = [m for m in source.feedforward if isinstance(m, nn.Linear)]
+    if len(random) != 2 * len(wanted):
+        raise ValueError(
+            f"source: got {len(random)} feed-forward layers for {len(wanted)} of the target, need "
+            "two for each"
+        )
+    modules, failed, kept = [], found.report["failed"], found.report["kept"]
+    for layer, inner, outer in zip(wanted, random[::2], random[1::2], strict=True):
+        first, second = inner.weight.T[None].double(), outer.weight.T[None].double()
+        goal = layer.weight.T[None].double()
+        halves = [
+            _factor_masks(part, second, goal, eps, solver)
+            for part in (first.clamp(min=0), first.clamp(max=0))
+        ]
+        outer_mask = halves[0][1] | halves[1][1]
+        for weight, mask in ((inner.weight, halves[0][0]), (outer.weight, outer_mask)):
+            modules += [_linear(weight * mask[0].T), nn.ReLU()]
+            kept += int(mask.sum())
+        failed += halves[0][2] + halves[1][2]
+    report = found.report | {"failed": failed, "kept": kept}
+    return Block(found.network, nn.Sequential(*modules[:-1])), report
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight)
+    return layer
 
 
 @torch.no_grad()
