@@ -16,6 +16,7 @@ from sparseticket.theory.er import (
     er_width,
     flow_correction,
     prune_dead,
+    strong_er_ticket,
 )
 
 SHAPES = [(8, 3, 3, 3), (16, 8, 3, 3), (20, 64), (5, 20)]
@@ -101,6 +102,48 @@ def test_missing_links_are_counted():
 def test_ticket_bad_input():
     with pytest.raises(ValueError, match="densities: got 1 for 3"):
         er_ticket(target(), [0.5], 0.1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_strong_ticket_is_near_the_target(bias):
+    """Random weights on random links: parameters within eps, and the function with them."""
+    torch.manual_seed(3)
+    layers = [nn.Linear(2, 3, bias=bias), nn.ReLU(), nn.Linear(3, 1, bias=bias)]
+    net = nn.Sequential(*layers).double().requires_grad_(False)
+    eps = 0.02
+    found = strong_er_ticket(net, 0.5, base=12, eps=eps, seed=2)
+    assert found.missing == 0
+    linear = [m for m in found.network if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in linear] == found.report["widths"]
+    for layer, chosen, source in zip(linear[1:], found.masks, found.source, strict=True):
+        assert (chosen & source) == chosen and layer.bias is None
+        assert torch.equal(layer.weight != 0, chosen.to_dense())
+        assert float(layer.weight.abs().max()) <= 1
+    assert source.density == pytest.approx(0.5, abs=0.1)
+    x = 2 * torch.rand(500, 2, dtype=torch.float64) - 1
+    # layer by layer: a neuron's parameters are off by eps, and its inputs by what they are off by
+    hidden = net[1](net[0](x))
+    first = eps * (x.abs().sum(1) + 1)  # one copy
+    constant = eps
+    w = net[2].weight[0].abs().sum()
+    bound = first * (w + 3 * eps) + eps * hidden.sum(1) + eps
+    bound += constant * ((net[2].bias.abs() if bias else 0) + eps)
+    error = (found.network(x) - net(x)).abs()[:, 0]
+    assert bool((error <= bound + 1e-9).all())
+
+
+def test_strong_tickets_pass_over_what_cannot_be_met():
+    net = nn.Sequential(nn.Linear(1, 1, bias=False)).double()
+    with torch.no_grad():
+        net[0].weight.fill_(1.5)
+    single = strong_er_ticket(net, 0.7, base=4, redraws=0, seed=1)
+    patient = strong_er_ticket(net, 0.7, base=4, redraws=200, seed=1)
+    assert single.missing > 0 and single.report["redrawn"] == 0
+    assert patient.missing == 0 and patient.report["redrawn"] > 0
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    assert float((patient.network(x) - net(x)).abs().max()) <= 0.01
+    with pytest.raises(ValueError, match="density"):
+        strong_er_ticket(net, 0.0)
 
 
 def test_flow_correction_gives_every_unit_a_link():
