@@ -55,14 +55,17 @@ _EXPORTS = {
     ),
     "train": ("search",),
 }
+_PACKAGES = ("theory",)
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *_PACKAGES, *sorted(_HOME)]
 
 load_compiled(Path(__file__).parent)
 
 
 def __getattr__(name: str):
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'sparseticket' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

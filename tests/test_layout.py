@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A unit is a package or a top-level module; __main__ is the cli's other door.
 FLOORS = {
     **dict.fromkeys(["reference", "kernels"], 0),
-    **dict.fromkeys(["prng", "formats"], 1),
+    **dict.fromkeys(["prng", "formats", "densities"], 1),
     **dict.fromkeys(["ops"], 2),
     **dict.fromkeys(["masks", "nn", "optim"], 3),
     **dict.fromkeys(["tickets", "io", "theory"], 4),
