@@ -19,7 +19,7 @@ def _check(device, on_cuda, base, target, eps, lengths, *options):
 @pytest.mark.parametrize("max_card", [1, 2, 3, 4])
 def test_few(device, on_cuda, launches, max_card):
     torch.manual_seed(0)
-    for n, rows, shared in [(0, 2, 2), (1, 3, 1), (4, 9, 1), (9, 1, 11), (21, 2, 5)]:
+    for n, rows, shared in [(0, 2, 2), (1, 3, 1), (4, 9, 1), (18, 2, 5)]:
         base, target = torch.rand(rows, n) * 2 - 1, torch.rand(rows, shared) * 2 - 1
         eps = 0.05 * torch.rand(rows, shared, dtype=torch.float64)
         for lengths in (None, torch.randint(0, n + 1, (rows,))):
@@ -48,7 +48,7 @@ def test_long_rows(device, on_cuda):
     _check(device, on_cuda, base, target, eps, None, "min_card", 2)
 
 
-@pytest.mark.parametrize("n", [0, 1, 5, 8, 9, 12, 17])
+@pytest.mark.parametrize("n", [0, 5, 8, 11, 17])
 def test_least(device, on_cuda, launches, n):
     torch.manual_seed(n)
     eps = torch.tensor(0.01, dtype=torch.float64)
