@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import sparseticket as st
-from bench.peers import sparseprop_linear
+from bench.peers import sparseprop_linear, subset_sum_solvers
 from sparseticket import ops
+from sparseticket.reference.subset_sum import subset_sum as subset_sum_reference
 from sparseticket.train.models import build_model
 
 __all__ = ["CASES", "Case", "SWEEPS", "Sweep"]
@@ -560,6 +561,30 @@ def _popup_linear_ds(shape, batch):
     }
 
 
+# ---------------------------------------------------------------- subset sums
+def _subset_inputs(count, n, product, shared=1):
+    torch.manual_seed(0)
+    base = torch.rand(count, n) * 2 - 1
+    base = base * (torch.rand(count, n) * 2 - 1) if product else base
+    return base, torch.rand(count, shared) * 2 - 1
+
+
+def _subset_sum(count, n, objective="min_card", product=False, shared=1):
+    """``count`` bases a call; peers solve the first few, so that theirs is the time of as many:
+    ``ours, as many`` is the row to hold beside them."""
+    base, target = _subset_inputs(count, n, product, shared)
+    eps = torch.tensor(0.01, dtype=torch.float64)
+    few = 2 if objective == "min_error" else 10
+    part = base[:few].contiguous(), target[:few, :1].contiguous()
+    contenders = {
+        name: lambda solve=solve: [solve(a, t, 0.01, objective) for a, t in zip(*part, strict=True)]
+        for name, solve in subset_sum_solvers().items()
+    }
+    contenders["reference"] = lambda: subset_sum_reference(*part, eps, None, objective)
+    contenders["ours, as many"] = lambda: ops.subset_sum(*part, eps, None, objective)
+    return {**contenders, "ours": lambda: ops.subset_sum(base, target, eps, None, objective)}
+
+
 # ---------------------------------------------------------------- convolutions
 def _conv_inputs(shape, size, batch, density):
     torch.manual_seed(0)
@@ -919,6 +944,35 @@ CASES: dict[str, list[Case]] = {
             _BITS + _N // 5,
         )
         for t in (False, True)
+    ],
+    "subset_sum": [
+        *(
+            Case(
+                f"100,000 {'product' if p else 'uniform'} n={n} eps .01 min_card",
+                lambda n=n, p=p: _subset_sum(100_000, n, product=p),
+                100_000 * (4 * n + 29),
+            )
+            for p in (False, True)
+            for n in (15, 21)
+        ),
+        Case(
+            "397,000 uniform n=21 eps .01 min_card",
+            lambda: _subset_sum(397_000, 21),
+            397_000 * (4 * 21 + 29),
+        ),
+        Case(
+            "500 uniform n=21 shared by 784 eps .01 min_card",
+            lambda: _subset_sum(500, 21, shared=784),
+            500 * 784 * 29,
+        ),
+        *(
+            Case(
+                f"1,000 uniform n={n} min_error",
+                lambda n=n: _subset_sum(1000, n, "min_error"),
+                1000 * (4 * n + 29),
+            )
+            for n in (15, 21)
+        ),
     ],
     "sparse_linear": [
         *(

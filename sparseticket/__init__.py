@@ -58,7 +58,7 @@ _EXPORTS = {
 _PACKAGES = ("theory",)
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = ["__version__", *_PACKAGES, *sorted(_HOME)]
+__all__ = ["__version__", *sorted(_HOME)]
 
 load_compiled(Path(__file__).parent)
 
@@ -74,4 +74,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -57,6 +57,7 @@ def _calls() -> dict[str, tuple]:
         "sparse_linear_dw": (grad, x, words, len(live)),
         "sparse_linear_dx": (grad, live, words, 70),
         "sparse_pattern": (words, 70, len(live)),
+        "subset_sum": (x[:, :9].double(), grad.double(), torch.tensor(0.1, dtype=torch.float64)),
         "ticket_codes": (words, 70, 5, 7),
         "ticket_conv2d": (x4d, conv_words, conv_bias, *RECIPE, (6, 2, 3, 3), *GEOMETRY),
         "ticket_linear": (x, words, bias, *RECIPE),

@@ -4,7 +4,7 @@ import torch
 
 from sparseticket.reference import subset_sum as _reference
 
-from ._dispatch import C, cap, define, nthreads
+from ._dispatch import C, Choice, cap, define, nthreads
 
 __all__ = ["OBJECTIVES", "subset_sum"]
 
@@ -94,6 +94,69 @@ def _cpu(base, target, eps, lengths=None, objective="min_card", max_card=4, fall
     return made
 
 
+def _snap(base, target, lengths):
+    """Integers ``[R, n + 1]`` and ``[R, T]`` on the grid of each row, its inverse ``[R, 1]``, and
+    which targets lie on it with their row. Elements that do not count, and the last, are 0."""
+    counts = torch.ones_like(base, dtype=torch.bool)
+    if lengths is not None:
+        counts = torch.arange(base.shape[1], device=base.device) < lengths[:, None]
+    a = torch.where(counts, base, 0.0).double()
+    for name, numbers in (("base", a), ("target", target)):
+        if not bool(numbers.isfinite().all()):
+            raise ValueError(f"subset_sum: {name}: got an infinite number or NaN, need finite ones")
+    a = torch.nn.functional.pad(a, (0, 1))
+    fraction, exponent = torch.frexp(a.abs().amax(1, keepdim=True))
+    exponent = (exponent - (fraction == 0.5).int()).clamp_min(_reference.SMALLEST_EXPONENT)
+    scale = torch.ldexp(torch.ones_like(fraction), _reference.GRID_BITS - exponent)
+    scaled = a * scale
+    q, wanted = scaled.round(), target.double() * scale
+    t = wanted.clamp(-_reference.LIMIT, _reference.LIMIT).round()
+    exact = (q == scaled).all(1, keepdim=True) & (t == wanted)
+    return q.int(), t.int(), scale, exact
+
+
+def _cuda(base, target, eps, lengths=None, objective="min_card", max_card=4, fallback="dp"):
+    """Few elements, or the least error of a few, by Triton; the rest, below 1 % of usual
+    instances, visits the CPU."""
+    from sparseticket.kernels import subset_sum as kernel
+
+    _check_values(base, eps, lengths)
+    q, t, scale, exact = _snap(base, target, lengths)
+    row = torch.arange(base.shape[0], device=base.device).repeat_interleave(target.shape[1])
+    flat_eps = eps.expand(target.shape).reshape(-1)
+    if objective == "min_card":
+        units = (flat_eps.view(target.shape) * scale).clamp_max(_reference.LIMIT).floor()
+        kept_back = torch.where(exact, 0, (max_card + 2) // 2)
+        radius = (units - kept_back).clamp_min(0).int().flatten()
+        mask, left = kernel.few(q, row, t.flatten() - radius, 2 * radius, max_card)
+    elif base.shape[1] <= kernel.LEAST_MAX:
+        mask, left = kernel.least(q, row, t.flatten()), row[:0]
+    else:
+        mask, left = torch.zeros_like(row), torch.arange(len(row), device=row.device)
+    if len(left):
+        rest = (base[row[left]], target.reshape(-1, 1)[left], flat_eps[left][:, None])
+        counts = None if lengths is None else lengths[row[left]].cpu()
+        found = _cpu(*(part.cpu() for part in rest), counts, objective, max_card, fallback)
+        mask[left] = found[0][:, 0].to(mask.device)
+    return _evaluate(base, target, eps, mask.view(target.shape))
+
+
+def _evaluate(base, target, eps, mask):
+    """``mask`` and what it gives: sums in the order of the elements, as every backend adds."""
+    value = torch.zeros(target.shape, dtype=torch.float64, device=target.device)
+    for i in range(base.shape[1]):
+        taken = (mask >> i & 1).bool()
+        value += torch.where(taken, base[:, i : i + 1].double(), 0.0)
+    error = (value - target.double()).abs()
+    return mask, value, error, (error > eps).to(torch.int8)
+
+
+def _choose_cuda(base, target, eps, lengths=None, objective="min_card", *rest):
+    if objective == "min_error" and base.shape[1] > 16:
+        return Choice("subset_sum", f"{C.isa()} C++", "least error of more than 16 elements: a CPU")
+    return Choice("subset_sum", "Triton", "what it leaves unsolved goes to a CPU")
+
+
 def _backward(ctx, *grads):
     raise NotImplementedError(
         "subset_sum: has no gradient: it chooses a subset; detach base and target, and sum the "
@@ -109,4 +172,6 @@ subset_sum = define(
     reference=_reference.subset_sum,
     meta=_meta,
     backward=_backward,
+    cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

@@ -190,5 +190,5 @@ def _trace(q: np.ndarray, coarse: list[int], reach: list[int], x: int) -> int:
     for i in reversed(range(len(q))):
         taken = not reach[i] >> x & 1
         x -= coarse[i] if taken else 0
-        mask |= (taken != (q[i] < 0)) << i
-    return int(mask)
+        mask |= (taken != bool(q[i] < 0)) << i
+    return mask
