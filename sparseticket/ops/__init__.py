@@ -26,6 +26,7 @@ from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
 from .sparse_pattern import device_pattern, sparse_pattern
+from .subset_sum import subset_sum
 from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
@@ -63,6 +64,7 @@ __all__ = [
     "sparse_linear_dw",
     "sparse_linear_dx",
     "sparse_pattern",
+    "subset_sum",
     "ticket_codes",
     "ticket_conv2d",
     "ticket_linear",

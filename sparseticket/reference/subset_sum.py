@@ -31,13 +31,14 @@ def subset_sum(
     rows = base.detach().cpu().double().numpy()
     targets = target.detach().cpu().double().numpy()
     radii = np.broadcast_to(eps.detach().cpu().double().numpy(), targets.shape)
-    if not (np.isfinite(rows).all() and np.isfinite(targets).all()):
-        raise ValueError("subset_sum: base and target must be finite")
     counts = [base.shape[1]] * len(rows) if lengths is None else lengths.tolist()
     masks = np.zeros(targets.shape, np.uint64)
     values = np.zeros(targets.shape)
     for r, count in enumerate(counts):
         row = rows[r, :count]
+        for name, numbers in (("base", row), ("target", targets[r])):
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"subset_sum: {name}: got an infinite number or NaN")
         solve = _Row(row, max_card)
         for t in range(targets.shape[1]):
             mask = solve(targets[r, t], radii[r, t], objective, fallback)

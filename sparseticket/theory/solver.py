@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..reference.subset_sum import subset_sum as _solve
+from .. import ops
 
 __all__ = ["NOT_FOUND", "OK", "SubsetSum", "subset_sum"]
 
@@ -63,14 +63,15 @@ def subset_sum(
             f"{tuple(base.shape)}, need base [*rows, n] and target [*rows, ...]"
         )
     count, shared = math.prod(rows), math.prod(target.shape[len(rows) :])
+    dtype = torch.promote_types(base.dtype, target.dtype)
     eps = torch.as_tensor(eps, dtype=torch.float64, device=target.device)
     if eps.ndim:
         eps = eps.expand(target.shape).reshape(count, shared)
     if lengths is not None:
-        lengths = lengths.expand(rows).reshape(count)
-    found = _solve(
-        base.reshape(count, n),
-        target.to(base.dtype).reshape(count, shared),
+        lengths = lengths.long().expand(rows).reshape(count)
+    found = ops.subset_sum(
+        base.detach().to(dtype).reshape(count, n),
+        target.detach().to(dtype).reshape(count, shared),
         eps,
         lengths,
         objective,
