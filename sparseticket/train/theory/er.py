@@ -127,7 +127,7 @@ def _tickets(config: Config) -> list[dict[str, Any]]:
         weak = er_ticket(net, [p] * 3, config.delta, seed=config.seed)
         strong = strong_er_ticket(net, p, base=config.base, eps=config.eps, seed=config.seed)
         for kind, found in (("weak", weak), ("strong", strong)):
-            got = found.network(x)
+            got = found.network(x).detach()
             rows.append(
                 {
                     "ticket": kind,

@@ -21,7 +21,6 @@ from ...prng import permutation
 from ...theory.er import effective_density
 from ...theory.plant import TARGETS, Planted, mask_iou, plant
 from ...tickets import EdgePopup, get_pruner, prune_
-from ...tickets.pruning import Pruner, masked_layers
 from ..loop import option
 from .results import write_results
 
@@ -130,13 +129,14 @@ class _Task:
         if method != "synflow" or rounds > 1:
             config = dataclasses.replace(config, rounds=rounds)
         model = copy.deepcopy(self.planted.network)
-        start = copy.deepcopy(model.state_dict())
 
         def before_round(model: nn.Module, round_: int) -> None:
+            model.load_state_dict(self.planted.network.state_dict())  # which leaves the masks
             self._fit(model, self.config.round_epochs, draw=round_ + 1)
 
         before = before_round if rounds > 1 else None
-        masks = _prune_and_rewind(model, config, self._scoring(), self.loss, before, start)
+        masks = prune_(model, config, self._scoring(), self.loss, before_round=before)
+        model.load_state_dict(self.planted.network.state_dict())
         self._fit(model, self.config.epochs, draw=0)
         return self._row(method, rounds, density, masks, self._quality(model))
 
@@ -207,28 +207,6 @@ class _Task:
             "iou": mask_iou(masks, self.planted.masks),
             **quality,
         }
-
-
-def _prune_and_rewind(model, config: Pruner, data, loss, before, start) -> dict[str, PackedMask]:
-    """Prune; where rounds train in between, every round ends at the weights of the start."""
-    if before is None:
-        return prune_(model, config, data, loss)
-
-    def rewound(model: nn.Module, round_: int) -> None:
-        _rewind(model, start)
-        before(model, round_)
-
-    masks = prune_(model, config, data, loss, before_round=rewound)
-    _rewind(model, start)
-    return masks
-
-
-@torch.no_grad()
-def _rewind(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    masks = {name: layer.mask for name, layer in masked_layers(model).items()}
-    model.load_state_dict(start)
-    for name, mask in masks.items():
-        model.get_submodule(name).mask = mask
 
 
 def _least_squares(output: Tensor, y: Tensor) -> Tensor:
