@@ -12,7 +12,7 @@ from sparseticket.cli import main
 from sparseticket.train.theory import EXPERIMENTS
 
 SMALL = {
-    "er": {"pairs": 60, "runs": 40, "base": 8, "eps": 0.05},
+    "er": {"pairs": 60, "runs": 40, "base": 8, "eps": 0.05, "vgg": 8},
     "attention": {
         "max_width": 20,
         "sources": 2,

@@ -29,10 +29,7 @@ from .results import write_results
 __all__ = ["Config", "run"]
 
 _RULES = ("uniform", "erk", "balanced", "igq", "pyramidal")
-_WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, *[512] * 6)
-_VGG16 = [*((o, i, 3, 3) for i, o in itertools.pairwise(_WIDTHS)), (10, 512)]
-
-
+_WIDTHS = (1, 1, 2, 2, 4, 4, 4, *[8] * 6)  # of VGG16's convolutions, in units of the first
 _LINKS = (0.5, 0.1, 0.05, 0.01)
 _DENSITIES = (0.5, 0.1, 0.01, 0.001)
 _PARTS = (0.7, 0.8, 0.9, 1.0, 1.1)
@@ -47,7 +44,14 @@ class Config:
     runs: int = option(400, "sources for each density")
     eps: float = option(0.01, "error of a parameter of the strong ticket")
     base: int = option(15, "links that its subset sums choose from, about")
+    vgg: int = option(64, "channels of the first layer of the VGG16 in the rules' table")
     seed: int = option(0, "of every random choice")
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Layers of that VGG16, with a head of ten classes."""
+        widths = [3, *(self.vgg * w for w in _WIDTHS)]
+        return [*((o, i, 3, 3) for i, o in itertools.pairwise(widths)), (10, widths[-1])]
 
 
 def run(config: Config, out: Path) -> dict[str, Any]:
@@ -94,20 +98,21 @@ def _coverage(config: Config, p: float) -> list[dict[str, Any]]:
 
 def _rule(config: Config, rule: str, density: float) -> dict[str, Any]:
     """Achieved density, ours and as published, and what of a random mask lies on paths."""
-    sizes = [math.prod(shape) for shape in _VGG16]
+    shapes = config.shapes
+    sizes = [math.prod(shape) for shape in shapes]
 
     def overall(densities):
         return sum(d * n for d, n in zip(densities, sizes, strict=True)) / sum(sizes)
 
-    densities = layer_densities(rule, _VGG16, density)
-    masks = er_masks(_VGG16, densities, seed=config.seed)
+    densities = layer_densities(rule, shapes, density)
+    masks = er_masks(shapes, densities, seed=config.seed)
     repaired = flow_correction(masks, seed=config.seed)
     kept = sum(m.kept for m in repaired) / sum(sizes)
     return {
         "rule": rule,
         "asked": density,
         "achieved": overall(densities),
-        "published": overall(layer_densities(rule, _VGG16, density, compat=True)),
+        "published": overall(layer_densities(rule, shapes, density, compat=True)),
         "sparsest": min(densities),
         "effective": effective_density(masks),
         "repaired": kept,
