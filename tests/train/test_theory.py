@@ -91,7 +91,7 @@ def test_plant_rows(reports):
     assert known["method"] == "planted ticket" and known["iou"] == 1 and known["accuracy"] > 0.9
     methods = {row["method"] for row in rows}
     assert {"magnitude", "random", "snip", "grasp", "synflow", "edge-popup"} < methods
-    assert len(rows) == 1 + 3 * (5 * 2 + 2)
+    assert len(rows) == 1 + 3 * (4 * 2 + 1 + 2)
     for row in rows[1:]:
         assert row["density"] == pytest.approx(row["asked"], abs=2e-3)
         assert 0 <= row["iou"] < 1 and row["effective"] <= row["density"] + 1e-12
