@@ -34,6 +34,7 @@ from .train.experiments import (
 )
 from .train.report import format_bytes, format_kept, format_percent, table
 from .train.searches import EXPERIMENTS, get_experiment
+from .train.theory import EXPERIMENTS as THEORY
 
 __all__ = ["main"]
 
@@ -152,6 +153,19 @@ def _parser(experiment: str, method: str) -> argparse.ArgumentParser:
     command("methods", "", _methods, "list the search methods and their settings")
     sub = command("demo", "", _demo, "search, compare, reload: the whole story", _DEMO)
     _add_fields(sub, DemoOptions)
+
+    text = "run the experiment of a theory paper"
+    sub = commands.add_parser("theory", help=text, description=f"{text}: tables, CSV and picture")
+    names = sub.add_subparsers(title="experiments", metavar="NAME", required=True)
+    for name, module in THEORY.items():
+        about = inspect.cleandoc(module.__doc__)
+        one = names.add_parser(name, help=about.partition("\n")[0], description=about)
+        one.set_defaults(run=_theory, of=name)
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        folder = Path("theory_out") / name
+        help_ = f"folder for the results (default {folder})"
+        one.add_argument("--out", type=Path, metavar="DIR", default=folder, help=help_)
+        _add_fields(one, module.Config)
     return parser
 
 
@@ -307,6 +321,23 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 0
     print("sparseticket: a reloaded ticket shows another accuracy", file=sys.stderr)
     return 1
+
+
+def _theory(arguments: argparse.Namespace) -> int:
+    module = THEORY[arguments.of]
+    (config,) = _settings(arguments, module.Config)
+    report = module.run(config, arguments.out)
+    for name, rows in report["tables"].items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[_short(row.get(key, "")) for key in columns] for row in rows]
+        print(f"{name}\n\n{table(columns, cells)}\n")
+    print(f"tables, picture and report: {arguments.out}")
+    _note(report["missing"])
+    return 0
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _settings(

@@ -38,6 +38,7 @@ __all__ = [
     "Planted",
     "Target",
     "circle",
+    "existence_probability",
     "helix",
     "he_scaled",
     "mask_iou",
@@ -288,6 +289,26 @@ def _match(theta: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
         places.append(place)
         factors.append(factor)
     return torch.tensor(places), torch.stack(factors)
+
+
+def existence_probability(target: nn.Sequential, width: int, tolerance: float) -> float:
+    """Theorem 2: how probable it is at least that a random network, hidden layers ``width`` wide,
+    contains ``target`` with every non-zero parameter within ``tolerance``.
+
+    Parameters of the source are U[-1, 1], those of the target at most 1 - ``tolerance`` (rescale a
+    homogeneous network first). One source neuron matches one with k parameters with probability
+    tolerance^k; a layer fails at most as often as its neurons do together. Outputs have one
+    candidate each.
+    """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance: got {tolerance}, need a number in (0, 1)")
+    probability, layers = 1.0, _linears(target)
+    for layer in layers:
+        candidates = 1 if layer is layers[-1] else width
+        counts = (layer.weight != 0).sum(1) + (layer.bias != 0)
+        missed = sum((1 - tolerance**k) ** candidates for k in counts.tolist())
+        probability *= max(1 - missed, 0.0)
+    return probability
 
 
 def mask_iou(found: Mapping[str, PackedMask], planted: Mapping[str, PackedMask]) -> float:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sparseticket.formats import check_density, kept_count
-from sparseticket.masks import PackedMask
+from sparseticket.masks import PackedMask, select_mask
 from sparseticket.nn import SparseModule, sparsify_
 from sparseticket.prng import check_seed
 
 from .anneal import density_at
-from .engine import check_choice, check_integer, select, setting, warn_of_collapse
+from .engine import check_choice, check_integer, setting, warn_of_collapse
 
 __all__ = ["Loss", "Pruner", "gradients", "masked_layers", "probe", "prune_"]
 
@@ -107,9 +107,9 @@ def _select(config, layers, scores, density) -> None:
         kept = [
             min(kept_count(density, n), mask.kept) for n, mask in zip(sizes, within, strict=True)
         ]
-    masks = select(
+    masks = select_mask(
         scores,
-        kept,
+        kept=kept,
         scope=config.scope,
         transform=config.transform,
         min_keep_per_layer=config.min_keep_per_layer,

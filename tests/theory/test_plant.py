@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import nn
 
 import sparseticket as st
-from sparseticket.theory.plant import TARGETS, circle, he_scaled, helix, mask_iou, plant, relu
+from sparseticket.theory.plant import (
+    TARGETS,
+    circle,
+    existence_probability,
+    he_scaled,
+    helix,
+    mask_iou,
+    plant,
+    relu,
+)
 
 CASES = [(name, depth) for name in TARGETS for depth in (3, 4, 5, 6, 8)]
 
@@ -48,8 +60,8 @@ def test_planted_over_scale_is_the_target(name, depth, seed):
     target = TARGETS[name](depth)
     planted = plant(target.network, 50, seed=seed)
     x, _ = target.sample(500)
-    want = target.network(x.double())
-    error = (planted.ticket()(x) - want).abs().max() / want.abs().max()
+    want = target.network(x.double()).detach()
+    error = (planted.ticket()(x).detach() - want).abs().max() / want.abs().max()
     assert float(error) <= 1e-5
 
 
@@ -92,6 +104,32 @@ def test_tickets_hide_in_hidden_layers():
 def test_output_layers_do_not_hide():
     """80 weights of the Circle's four slopes are seen, whatever their scale."""
     assert list(plant(circle(5).network, 100).report["hiding_p"].values())[-1] < 1e-3
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_random_networks_contain_tickets_as_often_as_promised(width):
+    """Theorem 2 on a 2-3-1 target, against 4000 sources; outputs match by themselves."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.uniform_(-0.6, 0.6)
+        net[0].weight[1, 0] = 0
+    tolerance, runs = 0.4, 4000
+    theta = torch.cat([net[0].weight, net[0].bias[:, None]], 1).detach()
+    source = st.regenerate(3, "x", (runs, width, 3), "uniform", sigma=1 / math.sqrt(3))
+    near = ((source[:, :, None] - theta).abs() <= tolerance) | (theta == 0)
+    hidden = near.all(-1).any(1).all(1)
+    last = st.regenerate(3, "y", (runs, 4), "uniform", sigma=1 / math.sqrt(3))
+    goal = torch.cat([net[2].weight[0], net[2].bias]).detach()
+    found = float((hidden & ((last - goal).abs() <= tolerance).all(1)).float().mean())
+    promised = existence_probability(net, width, tolerance)
+    assert found >= promised - 4 * math.sqrt(promised * (1 - promised) / runs)
+    expected = (1 - 2 * (1 - 0.4**3) ** width - (1 - 0.4**2) ** width) * 0.4**4
+    assert promised == pytest.approx(max(expected, 0), rel=1e-6)
+    assert existence_probability(net, 1, tolerance) == 0
+    with pytest.raises(ValueError, match="tolerance"):
+        existence_probability(net, 10, 1.0)
 
 
 def test_iou():

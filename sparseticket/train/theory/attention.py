@@ -21,28 +21,39 @@ from ...theory.attention import (
     source_block,
 )
 from ..loop import option
+from .results import write_results
 
-__all__ = ["AttentionRun", "angular_velocity", "run"]
+__all__ = ["Config", "angular_velocity", "run"]
 
 _INITS = ("theory", "xavier")
 
 
 @dataclass(frozen=True)
-class AttentionRun:
+class Config:
     """Sizes of the experiment; the paper takes n up to 100, 100 sources, T up to 8192."""
 
-    widths: tuple[int, ...] = option((4, 8, 12, 16, 20, 24, 28, 32), "n_K = n_V of the sources")
+    max_width: int = option(32, "largest n_K = n_V of sources, in steps of 4 from 4")
     sources: int = option(30, "random sources for each width")
-    lengths: tuple[int, ...] = option((8, 32, 128, 512, 2048), "sequence lengths")
-    length_widths: tuple[int, ...] = option((20, 40), "widths at which lengths are compared")
+    max_length: int = option(2048, "longest sequence, in powers of 4 from 8")
     blocks: int = option(4, "deepest stack of blocks")
-    block_widths: tuple[int, ...] = option((16, 20, 24, 28, 32), "widths of the blocks' sources")
-    block_sources: int = option(8, "random sources for each of those")
+    block_sources: int = option(8, "random sources for each depth and width, and each length")
     seed: int = option(0, "of every random choice")
 
+    def __post_init__(self) -> None:
+        if self.max_width < 20:
+            raise ValueError(f"max_width: got {self.max_width}, need at least 20 for the fits")
 
-def run(config: AttentionRun, out: Path) -> dict[str, Any]:
-    """Rows of error against width, length and depth, exponential fits, norms of the target."""
+    @property
+    def widths(self) -> list[int]:
+        return list(range(4, self.max_width + 1, 4))
+
+    @property
+    def lengths(self) -> list[int]:
+        return [8 * 4**k for k in range(12) if 8 * 4**k <= self.max_length]
+
+
+def run(config: Config, out: Path) -> dict[str, Any]:
+    """Tables ``width``, ``length``, ``depth`` of errors, and ``fits`` of exponentials to them."""
     target = _trained(config.seed)
     logits, values = target.merged()
     width = [_width_row(config, target, init, n) for init in _INITS for n in config.widths]
@@ -50,29 +61,51 @@ def run(config: AttentionRun, out: Path) -> dict[str, Any]:
         _depth_row(config, init, blocks, n)
         for init in _INITS
         for blocks in range(1, config.blocks + 1)
-        for n in config.block_widths
+        for n in config.widths[3:]
     ]
-    return {
-        "target_norms": [float(torch.linalg.matrix_norm(m, 2).max()) for m in (logits, values)],
+    tables = {
         "width": width,
         "length": [
-            _length_row(config, target, n, t) for n in config.length_widths for t in config.lengths
+            _length_row(config, target, n, length) for n in (20, 40) for length in config.lengths
         ],
         "depth": depth,
         "fits": [
-            {"init": init, "blocks": 0, **_fit([r for r in width if r["init"] == init])}
+            _fit(init, blocks, width + depth)
             for init in _INITS
-        ]
-        + [
-            {
-                "init": init,
-                "blocks": b,
-                **_fit([r for r in depth if (r["init"], r["blocks"]) == (init, b)]),
-            }
-            for init in _INITS
-            for b in range(1, config.blocks + 1)
+            for blocks in range(config.blocks + 1)
         ],
     }
+    norms = [float(torch.linalg.matrix_norm(m, 2).max()) for m in (logits, values)]
+    return write_results("attention", out, config, tables, _draw, target_norms=norms)
+
+
+def _draw(tables, figure) -> None:
+    widths, lengths, depths = figure.subplots(1, 3)
+    for init in _INITS:
+        rows = [row for row in tables["width"] if row["init"] == init]
+        n = [row["n"] for row in rows]
+        (line,) = widths.plot(n, [row["mean"] for row in rows], marker="o", label=f"{init}, mean")
+        color = line.get_color()
+        widths.plot(n, [row["median"] for row in rows], color=color, ls="--", label="median")
+        widths.plot(n, [row["bound"] for row in rows], color=color, ls=":", label="bound, median")
+    widths.set(yscale="log", xlabel="n", ylabel="error of one head")
+    widths.legend(fontsize=7)
+    for n in sorted({row["n"] for row in tables["length"]}):
+        rows = [row for row in tables["length"] if row["n"] == n]
+        t = [row["T"] for row in rows]
+        (line,) = lengths.plot(t, [row["error"] for row in rows], marker="o", label=f"n = {n}")
+        bounds = [row["bound"] for row in rows]
+        lengths.plot(t, bounds, color=line.get_color(), ls=":", label="bound")
+    lengths.set(xscale="log", yscale="log", xlabel="T", ylabel="largest error, same masks")
+    lengths.legend(fontsize=7)
+    for init, style in zip(_INITS, ("-", "--"), strict=True):
+        for blocks in sorted({row["blocks"] for row in tables["depth"]}):
+            rows = [r for r in tables["depth"] if (r["init"], r["blocks"]) == (init, blocks)]
+            label = f"{blocks} blocks" if init == "theory" else None
+            n, mean = [r["n"] for r in rows], [r["mean"] for r in rows]
+            depths.plot(n, mean, color=f"C{blocks}", ls=style, label=label)
+    depths.set(yscale="log", xlabel="n", ylabel="mean error of blocks (dashed: Xavier)")
+    depths.legend(fontsize=7)
 
 
 def angular_velocity(n: int, length: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -116,6 +149,7 @@ def _width_row(config, target, init, n) -> dict[str, Any]:
     e = torch.tensor(errors)
     return {
         "init": init,
+        "blocks": 0,
         "n": n,
         "mean": float(e.mean()),
         "median": float(e.median()),
@@ -137,7 +171,7 @@ def _length_row(config, target, n, length) -> dict[str, Any]:
     return {
         "n": n,
         "T": length,
-        "mean": sum(errors) / len(errors),
+        "error": sum(errors) / len(errors),
         "bound": sum(bounds) / len(bounds),
         "held": held,
     }
@@ -186,9 +220,11 @@ def _random_block(seed: int, number: int) -> Block:
     return Block(Attention(*parts), nn.Sequential(layer))
 
 
-def _fit(rows) -> dict[str, float]:
+def _fit(init: str, blocks: int, rows) -> dict[str, Any]:
     """mean ~ factor * exp(-rate * n), by least squares on the logarithm."""
-    n = torch.tensor([float(r["n"]) for r in rows], dtype=torch.float64)
-    log = torch.tensor([r["mean"] for r in rows], dtype=torch.float64).log()
+    rows = [row for row in rows if (row["init"], row["blocks"]) == (init, blocks)]
+    n = torch.tensor([float(row["n"]) for row in rows], dtype=torch.float64)
+    log = torch.tensor([row["mean"] for row in rows], dtype=torch.float64).log()
     rate = -((n - n.mean()) * (log - log.mean())).sum() / (n - n.mean()).square().sum()
-    return {"factor": float((log.mean() + rate * n.mean()).exp()), "rate": float(rate)}
+    factor = (log.mean() + rate * n.mean()).exp()
+    return {"init": init, "blocks": blocks, "factor": float(factor), "rate": float(rate)}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,67 +21,101 @@ from ...prng import permutation
 from ...theory.er import effective_density
 from ...theory.plant import TARGETS, Planted, mask_iou, plant
 from ...tickets import EdgePopup, get_pruner, prune_
-from ...tickets.pruning import Pruner, masked_layers
 from ..loop import option
+from .results import write_results
 
-__all__ = ["PlantRun", "run"]
+__all__ = ["Config", "run"]
+
+
+_METHODS = ("magnitude", "random", "snip", "grasp", "synflow")
+_DENSITIES = (0.5, 0.1)  # and the ticket's own
 
 
 @dataclass(frozen=True)
-class PlantRun:
-    """Sizes of the benchmark; the paper's are 10,000 samples, 10 and 25 repetitions, depths 3, 5
-    and 10, and densities .01, .1, .5 and the ticket's."""
+class Config:
+    """Sizes of the benchmark; the paper's are 10,000 samples, 10 rounds of 5 epochs, 10 and 25
+    repetitions, depths 3, 5 and 10, and density .01 besides ours."""
 
-    targets: tuple[str, ...] = option(("circle",), "tasks: relu, circle, helix")
-    depth: int = option(5, "of networks and targets, input included")
+    target: Literal["relu", "circle", "helix"] = option("circle", "the task")
+    depth: int = option(5, "of network and target, input included")
     width: int = option(100, "of the hidden layers")
-    densities: tuple[float, ...] = option((0.1, 0.01), "besides the ticket's own")
-    methods: tuple[str, ...] = option(
-        ("magnitude", "random", "snip", "grasp", "synflow"), "pruning methods"
-    )
     samples: int = option(4000, "of which a tenth are for the test")
     batch: int = option(32, "samples per step")
-    epochs: int = option(6, "of training after pruning, and of edge-popup")
+    epochs: int = option(10, "of training after pruning, and of edge-popup")
     rounds: int = option(5, "of the multi-shot runs")
-    round_epochs: int = option(2, "of training before each of those rounds")
+    round_epochs: int = option(4, "of training before each of those rounds")
     lr: float = option(1e-3, "of Adam")
     popup_lr: float = option(0.1, "of edge-popup's SGD")
-    seeds: int = option(1, "planted networks for each task")
+    seeds: int = option(1, "planted networks")
 
 
-def run(config: PlantRun, out: Path) -> dict[str, Any]:
-    """A row for every task, seed, method and density."""
-    rows, planted = [], []
-    for name in config.targets:
-        for seed in range(config.seeds):
-            task = _Task(config, name, seed)
-            planted.append({"target": name, "seed": seed, **task.planted.report})
-            rows += task.rows()
-    return {"planted": planted, "rows": rows}
+def run(config: Config, out: Path) -> dict[str, Any]:
+    """Tables ``planted`` (one row per network) and ``recovery`` (method, shots, density)."""
+    tables: dict[str, list] = {"recovery": [], "planted": []}
+    for seed in range(config.seeds):
+        task = _Task(config, seed)
+        tables["planted"].append(task.planted_row())
+        tables["recovery"] += task.rows()
+    return write_results("plant", out, config, tables, _draw)
+
+
+def _draw(tables, figure) -> None:
+    quality, overlap = figure.subplots(1, 2)
+    rows = [row for row in tables["recovery"] if row["method"] != "planted ticket"]
+    key = "accuracy" if "accuracy" in rows[0] else "mse"
+    for i, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        for shots in dict.fromkeys(row["shots"] for row in rows if row["method"] == method):
+            own = [r for r in rows if (r["method"], r["shots"]) == (method, shots)]
+            mean = defaultdict(list)
+            for row in own:
+                mean[row["asked"]].append((row[key], row["iou"]))
+            x = sorted(mean)
+            label = f"{method}, {shots} shots" if shots > 1 else method
+            style = {"color": f"C{i}", "ls": "--" if shots > 1 else "-", "marker": "o"}
+            for axes, part in ((quality, 0), (overlap, 1)):
+                y = [sum(v[part] for v in mean[d]) / len(mean[d]) for d in x]
+                axes.plot(x, y, label=label, **style)
+    known = [row[key] for row in tables["recovery"] if row["method"] == "planted ticket"]
+    quality.axhline(sum(known) / len(known), color="grey", ls=":", label="planted ticket")
+    quality.set(xscale="log", xlabel="density", ylabel=f"test {key}")
+    overlap.set(xscale="log", xlabel="density", ylabel="IoU with the planted mask")
+    quality.legend(fontsize=6)
 
 
 class _Task:
     """One planted network and its data."""
 
-    def __init__(self, config: PlantRun, name: str, seed: int) -> None:
-        self.config, self.name, self.seed = config, name, seed
-        self.target = TARGETS[name](config.depth)
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config, self.name, self.seed = config, config.target, seed
+        self.target = TARGETS[config.target](config.depth)
         self.planted: Planted = plant(self.target.network, config.width, seed=seed)
         x, y = self.target.sample(config.samples, seed=seed)
         held = config.samples // 10
         self.train, self.test = (x[held:], y[held:]), (x[:held], y[:held])
         self.loss = F.cross_entropy if self.target.classes else _scaled_mse
 
+    def planted_row(self) -> dict[str, Any]:
+        report = self.planted.report
+        hidden = list(report["hiding_p"].values())[:-1]
+        return {
+            "seed": self.seed,
+            "weights": report["weights"],
+            "biases": report["biases"],
+            "density": report["density"],
+            "least_p_hidden": min(hidden),
+            "p_output": list(report["hiding_p"].values())[-1],
+        }
+
     def rows(self) -> list[dict[str, Any]]:
-        own = self.planted.report["density"]
-        yield_ = [self._baseline()]
-        for density in (*self.config.densities, own):
-            for method in self.config.methods:
-                for rounds in (1, self.config.rounds):
-                    yield_.append(self._pruned(method, density, rounds))
+        found = [self._baseline()]
+        for density in (*_DENSITIES, self.planted.report["density"]):
+            for method in _METHODS:
+                # random masks are the same in any number of rounds
+                for rounds in (1,) if method == "random" else (1, self.config.rounds):
+                    found.append(self._pruned(method, density, rounds))
             for anneal in ("none", "power"):
-                yield_.append(self._popped(density, anneal))
-        return yield_
+                found.append(self._popped(density, anneal))
+        return found
 
     def _baseline(self) -> dict[str, Any]:
         quality = self._quality(self.planted.ticket())
@@ -95,13 +130,14 @@ class _Task:
         if method != "synflow" or rounds > 1:
             config = dataclasses.replace(config, rounds=rounds)
         model = copy.deepcopy(self.planted.network)
-        start = copy.deepcopy(model.state_dict())
 
         def before_round(model: nn.Module, round_: int) -> None:
+            model.load_state_dict(self.planted.network.state_dict())  # which leaves the masks
             self._fit(model, self.config.round_epochs, draw=round_ + 1)
 
         before = before_round if rounds > 1 else None
-        masks = _prune_and_rewind(model, config, self._scoring(), self.loss, before, start)
+        masks = prune_(model, config, self._scoring(), self.loss, before_round=before)
+        model.load_state_dict(self.planted.network.state_dict())
         self._fit(model, self.config.epochs, draw=0)
         return self._row(method, rounds, density, masks, self._quality(model))
 
@@ -162,39 +198,16 @@ class _Task:
         kept, total = sum(m.kept for m in masks.values()), sum(m.numel for m in masks.values())
         chain = list(masks.values())
         return {
-            "target": self.name,
             "seed": self.seed,
             "method": method,
             "shots": rounds,
             "asked": density,
             "density": kept / total,
             "effective": effective_density(chain),
-            "collapsed": [name for name, mask in masks.items() if not mask.kept],
+            "collapsed": sum(not mask.kept for mask in chain),
             "iou": mask_iou(masks, self.planted.masks),
             **quality,
         }
-
-
-def _prune_and_rewind(model, config: Pruner, data, loss, before, start) -> dict[str, PackedMask]:
-    """Prune; where rounds train in between, every round ends at the weights of the start."""
-    if before is None:
-        return prune_(model, config, data, loss)
-
-    def rewound(model: nn.Module, round_: int) -> None:
-        _rewind(model, start)
-        before(model, round_)
-
-    masks = prune_(model, config, data, loss, before_round=rewound)
-    _rewind(model, start)
-    return masks
-
-
-@torch.no_grad()
-def _rewind(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    masks = {name: layer.mask for name, layer in masked_layers(model).items()}
-    model.load_state_dict(start)
-    for name, mask in masks.items():
-        model.get_submodule(name).mask = mask
 
 
 def _least_squares(output: Tensor, y: Tensor) -> Tensor:
