@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -45,6 +47,34 @@ class Construction:
     masks: dict[str, PackedMask]
     report: ConstructionReport
 
+    @classmethod
+    def of(
+        cls,
+        source: nn.Sequential,
+        masks: dict[str, PackedMask],
+        target: Sequence[nn.Module],
+        error: Tensor,
+        eps: float,
+        bound: str,
+        redraws: int = 0,
+    ) -> Construction:
+        """``target``: its layers; ``error``: of every entry that had to be approximated."""
+        layers = [m for m in source if hasattr(m, "weight")]
+        report = ConstructionReport(
+            widths=tuple(len(m.weight) for m in layers),
+            source_weights=sum(p.numel() for m in layers for p in m.parameters()),
+            kept=sum(mask.kept for mask in masks.values()),
+            target_weights=sum(int((p != 0).sum()) for m in target for p in m.parameters()),
+            problems=error.numel(),
+            failed=int((error > eps).sum()),
+            redraws=redraws,
+            eps=eps,
+            max_error=float(error.max()) if error.numel() else 0.0,
+            mean_error=float(error.mean()) if error.numel() else 0.0,
+            bound=bound,
+        )
+        return cls(masked(source, masks), source, masks, report)
+
 
 def check_target(where: str, target: nn.Module, bias: bool = False) -> list[nn.Linear]:
     """The Linear layers of a Sequential of Linear and ReLU in turn; ValueError for another one."""
@@ -74,15 +104,8 @@ def linear_with(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 
 
 def masked(source: nn.Sequential, masks: dict[str, PackedMask]) -> nn.Sequential:
-    """``source`` with zeros where the masks drop; parameters without a mask are shared."""
-    layers = []
-    for i, layer in enumerate(source):
-        if isinstance(layer, nn.Linear):
-            weight, bias = layer.weight, layer.bias
-            if f"{i}.weight" in masks:
-                weight = weight * masks[f"{i}.weight"].to_dense()
-            if bias is not None and f"{i}.bias" in masks:
-                bias = bias * masks[f"{i}.bias"].to_dense()
-            layer = linear_with(weight, bias)
-        layers.append(layer)
-    return nn.Sequential(*layers)
+    """A copy of ``source`` with zeros where the masks drop."""
+    network = copy.deepcopy(source)
+    for name, mask in masks.items():
+        network.get_parameter(name).data.mul_(mask.to_dense())
+    return network
