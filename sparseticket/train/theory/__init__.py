@@ -2,8 +2,8 @@
 ``run(config, out)``, which writes NAME.csv, NAME.png and report.json into a folder and returns the
 report, its tables under ``tables``."""
 
-from . import attention, er, plant
+from . import attention, er, plant, subset_sum
 
-EXPERIMENTS = {"er": er, "attention": attention, "plant": plant}
+EXPERIMENTS = {"subset-sum": subset_sum, "er": er, "attention": attention, "plant": plant}
 
 __all__ = ["EXPERIMENTS"]
