@@ -21,6 +21,7 @@ Deviations from the paper's code (RelationalML/PlantNSeek):
 from __future__ import annotations
 
 import itertools
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -227,8 +228,7 @@ def plant(target: nn.Sequential, width: int, *, seed: int = 0) -> Planted:
     source = he_scaled(
         [layers[0].in_features, *[width] * len(hidden), layers[-1].out_features], seed=seed
     )
-    network = he_scaled([m.in_features for m in _linears(source)] + [layers[-1].out_features])
-    network.load_state_dict(source.state_dict())
+    network = copy.deepcopy(source)
     places = torch.arange(layers[0].in_features)
     factors = torch.ones(len(places), dtype=torch.float64)
     masks, bias_masks, hiding = {}, {}, {}
