@@ -20,8 +20,8 @@ Deviations from the paper's code (RelationalML/PlantNSeek):
 
 from __future__ import annotations
 
-import itertools
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
