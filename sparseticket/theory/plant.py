@@ -20,6 +20,7 @@ Deviations from the paper's code (RelationalML/PlantNSeek):
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -227,8 +228,7 @@ def plant(target: nn.Sequential, width: int, *, seed: int = 0) -> Planted:
     source = he_scaled(
         [layers[0].in_features, *[width] * len(hidden), layers[-1].out_features], seed=seed
     )
-    network = he_scaled([m.in_features for m in _linears(source)] + [layers[-1].out_features])
-    network.load_state_dict(source.state_dict())
+    network = copy.deepcopy(source)
     places = torch.arange(layers[0].in_features)
     factors = torch.ones(len(places), dtype=torch.float64)
     masks, bias_masks, hiding = {}, {}, {}
@@ -243,19 +243,14 @@ def plant(target: nn.Sequential, width: int, *, seed: int = 0) -> Planted:
             factors = (theta.norm() / norm).expand(len(theta))
         else:
             own, factors = _match(theta, random)
-        planted = (theta / factors[:, None]).float()
-        weight_mask = torch.zeros_like(drawn.weight, dtype=torch.bool)
-        weight_mask[own[:, None], places] = theta[:, :-1] != 0
-        bias_mask = torch.zeros_like(drawn.bias, dtype=torch.bool)
-        bias_mask[own] = theta[:, -1] != 0
-        full = torch.zeros_like(drawn.weight)
-        full[own[:, None], places] = planted[:, :-1]
-        network[2 * i].weight.copy_(torch.where(weight_mask, full, drawn.weight))
-        bias = torch.zeros_like(drawn.bias)
-        bias[own] = planted[:, -1]
-        network[2 * i].bias.copy_(torch.where(bias_mask, bias, drawn.bias))
-        masks[name], bias_masks[name] = PackedMask.from_dense(weight_mask), bias_mask
-        hiding[name] = _kolmogorov_smirnov(full[weight_mask].abs(), drawn.weight.abs().flatten())
+        weight, weight_mask = _put(drawn.weight, theta[:, :-1], factors, own, places)
+        bias, bias_mask = _put(
+            drawn.bias[:, None], theta[:, -1:], factors, own, torch.zeros(1).long()
+        )
+        network[2 * i].weight.copy_(weight)
+        network[2 * i].bias.copy_(bias[:, 0])
+        masks[name], bias_masks[name] = PackedMask.from_dense(weight_mask), bias_mask[:, 0]
+        hiding[name] = _kolmogorov_smirnov(weight[weight_mask].abs(), drawn.weight.abs().flatten())
         places = own
     kept, total = sum(m.kept for m in masks.values()), sum(m.numel for m in masks.values())
     report = {
@@ -266,6 +261,16 @@ def plant(target: nn.Sequential, width: int, *, seed: int = 0) -> Planted:
         "hiding_p": hiding,
     }
     return Planted(network, source, masks, bias_masks, float(factors[0]), report)
+
+
+def _put(drawn, theta, factors, rows, columns) -> tuple[Tensor, Tensor]:
+    """``drawn`` with what of ``theta`` / ``factors`` is not 0 written at ``rows`` and ``columns``,
+    and the mask of what was written."""
+    mask = torch.zeros_like(drawn, dtype=torch.bool)
+    mask[rows[:, None], columns] = theta != 0
+    planted = torch.zeros_like(drawn)
+    planted[rows[:, None], columns] = (theta / factors[:, None]).to(drawn.dtype)
+    return torch.where(mask, planted, drawn), mask
 
 
 def _match(theta: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,15 +90,16 @@ def test_what_is_written(name, depth):
         assert torch.equal(a, b)
 
 
-def test_tickets_hide_in_hidden_layers():
-    """The magnitudes that were planted could have been drawn: in 40 tests none below 1e-3."""
+def test_tickets_hide_where_they_are_matched():
+    """Planted magnitudes could have been drawn: 50 tests, none below 1e-3, half above 0.1. Not so
+    in the last two layers, as the next test and the docs have it."""
     p = [
-        plant(circle(depth).network, 100, seed=seed).report["hiding_p"]
+        list(plant(circle(depth).network, 100, seed=seed).report["hiding_p"].values())
         for depth in (5, 6)
-        for seed in range(4)
+        for seed in range(10)
     ]
-    values = [value for one in p for layer, value in list(one.items())[:-1]]
-    assert min(values) > 1e-3 and sorted(values)[len(values) // 2] > 0.1
+    values = sorted(value for one in p for value in one[:-2])
+    assert len(values) == 50 and values[0] > 1e-3 and values[25] > 0.1
 
 
 def test_output_layers_do_not_hide():
