@@ -104,7 +104,7 @@ class Ticket:
         kept as it is (the trainer describes model and data there). ``parent`` is the ticket that
         this one was derived from; its ``sha256`` is recorded.
         """
-        model = _unwrap(model, "Ticket.from_model")
+        model = unwrap(model, "Ticket.from_model")
         layers, tensors, masks = {}, {}, {}
         for name, module in model.named_modules():
             if isinstance(module, SparseModule | Superposed | ScoreLayer):
@@ -173,7 +173,7 @@ class Ticket:
         Its layers take ticket form, in place; biases, norms and statistics get the ticket's
         values. If anything does not fit, TicketError names it and the model stays as it was.
         """
-        target = _unwrap(model, "Ticket.apply")
+        target = unwrap(model, "Ticket.apply")
         modules = dict(target.named_modules(remove_duplicate=False))
         for name, entry in self.meta["layers"].items():
             _check_layer(name, entry, modules.get(name))
@@ -281,7 +281,7 @@ class Ticket:
         }
 
 
-def _unwrap(model: nn.Module, where: str) -> nn.Module:
+def unwrap(model: nn.Module, where: str) -> nn.Module:
     """The model inside torch.compile's, DataParallel's and DDP's wrappers."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where}: model: got {type(model).__name__}, need an nn.Module")

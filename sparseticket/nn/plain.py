@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 
 __all__ = ["plain_layer"]
 
 
 def plain_layer(like: nn.Module, bias: bool) -> nn.Module:
-    """The torch module of the same call as ``like``, a subclass of it, on the meta device."""
-    if isinstance(like, nn.Linear):
-        return nn.Linear(like.in_features, like.out_features, bias, device="meta")
-    base = nn.Conv2d if isinstance(like, nn.Conv2d) else nn.Conv1d
-    return base(
-        like.in_channels,
-        like.out_channels,
-        like.kernel_size,
-        like.stride,
-        like.padding,
-        like.dilation,
-        like.groups,
-        bias,
-        like.padding_mode,
-        device="meta",
-    )
+    """The torch module of the same call as ``like``, one of ours, on the meta device."""
+    accepted = inspect.signature(like._BASE).parameters
+    arguments = {name: getattr(like, name) for name in accepted if hasattr(like, name)}
+    return like._BASE(**arguments | {"bias": bias, "device": "meta", "dtype": None})
