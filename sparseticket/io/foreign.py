@@ -34,6 +34,7 @@ from torch.nn.parameter import is_lazy
 from ..formats import check_density
 from ..masks import PackedMask, select_mask
 from ..nn import SparseModule, sparsify_
+from .ticket import unwrap
 
 __all__ = ["SOURCES", "ImportReport", "import_masks"]
 
@@ -107,8 +108,7 @@ def import_masks(
     agree. ValueError or TypeError if the file cannot be read, a tensor does not fit, or nothing
     matches; the model is then as it was.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"import_masks: model: got {type(model).__name__}, need an nn.Module")
+    model = unwrap(model, "import_masks")
     state = _state(checkpoint)
     if rename is not None:
         state = {rename(key): tensor for key, tensor in state.items()}

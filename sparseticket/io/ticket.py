@@ -114,7 +114,7 @@ class Ticket:
         kept as it is (the trainer describes model and data there). ``parent`` is the ticket that
         this one was derived from; its ``sha256`` is recorded.
         """
-        model = _unwrap(model, "Ticket.from_model")
+        model = unwrap(model, "Ticket.from_model")
         layers, tensors, masks = {}, {}, {}
         for name, module in model.named_modules():
             if isinstance(module, SparseModule | Superposed | ScoreLayer):
@@ -183,7 +183,7 @@ class Ticket:
         Its layers take ticket form, in place; biases, norms and statistics get the ticket's
         values. If anything does not fit, TicketError names it and the model stays as it was.
         """
-        target = _unwrap(model, "Ticket.apply")
+        target = unwrap(model, "Ticket.apply")
         opened, _ = open_attention_(target, lambda module, name: name in self.meta["layers"])
         try:
             self._put_into(target)
@@ -299,7 +299,7 @@ class Ticket:
         }
 
 
-def _unwrap(model: nn.Module, where: str) -> nn.Module:
+def unwrap(model: nn.Module, where: str) -> nn.Module:
     """The model inside torch.compile's, DataParallel's and DDP's wrappers."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where}: model: got {type(model).__name__}, need an nn.Module")

@@ -65,10 +65,16 @@ class SparseConv1d(SparseConv, nn.Conv1d):
                 f"SparseConv1d: x: got shape {tuple(x.shape)}, need [N, C, L] or [C, L] with "
                 f"C = {self.in_channels}"
             )
-        return super()._geometry(x)
+        padding = (0, 0)
+        if self._pads_apart():
+            x = self._padded(x)
+        else:
+            padding = (0, self._reversed_padding_repeated_twice[0])
+        return x.unsqueeze(-2), ((1, *self.stride), padding, (1, *self.dilation), self.groups)
 
-    def _as_image(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unsqueeze(-2)
+    def _image_size(self, x: torch.Tensor) -> tuple[int, int]:
+        pads = self._reversed_padding_repeated_twice
+        return (1, x.shape[-1] + (sum(pads) if self._pads_apart() else 0))
 
     # The op's view of what is shaped as the weight --------------------------------------------
 

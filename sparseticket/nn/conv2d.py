@@ -28,32 +28,18 @@ class SparseConv(SparseModule):
         "compressed": ops.sparse_conv2d,
     }
 
-    def _as_image(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` as the op takes it: ``[N, C, H, W]`` or ``[C, H, W]``."""
-        return x
-
-    def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
-        if self._pads_apart():
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-        return self._as_image(x), self._placement()
-
-    def _placement(self) -> tuple:
-        """Stride, padding, dilation and groups as the op takes them."""
-        padding = (0, 0)
-        if not self._pads_apart():
-            left, _, top, _ = self._pads()
-            padding = top, left
-        return _pair(self.stride, 1), padding, _pair(self.dilation, 1), self.groups
-
-    def _pads(self) -> tuple[int, ...]:
-        """Left, right, top, bottom."""
-        return (*self._reversed_padding_repeated_twice, 0, 0)[:4]
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
 
     def _pads_apart(self) -> bool:
         """Whether the padding is more than the op can do."""
-        left, right, top, bottom = self._pads()
-        return self.padding_mode != "zeros" or (left, top) != (right, bottom)
+        pads = self._reversed_padding_repeated_twice
+        return self.padding_mode != "zeros" or pads[::2] != pads[1::2]
+
+    def _image_size(self, x: torch.Tensor) -> tuple[int, int]:
+        """Height and width that the op sees."""
+        raise NotImplementedError
 
     # The compressed form's derived data ---------------------------------------------------------
 
@@ -79,26 +65,23 @@ class SparseConv(SparseModule):
     def _derive(self, x: torch.Tensor) -> None:
         if x.requires_grad and self.pattern_t is None and torch.is_grad_enabled():
             self.pattern_t = self._make_pattern(transposed=True)
-        left, right, top, bottom = self._pads()
-        apart = self._pads_apart()
-        height, width = self._as_image(x).shape[-2:]
-        size = (height + apart * (top + bottom), width + apart * (left + right))
-        image = (*size, x.dtype)
+        image = (*self._image_size(x), x.dtype)
         # A new size must come twice in a row, or alternating ones would derive at every call.
         if image != self._image and (self._image is None or image == self._last_image):
-            self._fit(x, size)
+            self._fit(x)
             self._image = image
         if image != self._last_image:  # setting an attribute of a module is slow
             self._last_image = image
 
-    def _fit(self, x: torch.Tensor, size: tuple[int, int]) -> None:
+    def _fit(self, x: torch.Tensor) -> None:
         """Derive machine code, or else ``pattern``, for this image size, if a kernel wants it."""
         self._keep_code(0)
         self.pattern = None
         if x.device.type != "cpu" or not self.explain(x).kernel.startswith("sparse"):
             return
-        place = (self._call_shape, size, *self._placement())
-        batch = x.shape[0] if self._as_image(x).ndim == 4 else 1
+        x, geometry = self._geometry(x)
+        place = (self._call_shape, tuple(x.shape[-2:]), *geometry)
+        batch = x.shape[0] if x.ndim == 4 else 1
         self._keep_code(ops.compile_conv2d(self.mask_words, *place, batch))
         if not self._code:
             self.pattern = ops.conv2d_taps(self.mask_words, *place)
@@ -169,6 +152,14 @@ class SparseConv2d(SparseConv, nn.Conv2d):
         )
         self._construct(make, device, **ours)
 
+    def _geometry(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple]:
+        if self._pads_apart():
+            return self._padded(x), (self.stride, (0, 0), self.dilation, self.groups)
+        left, _, top, _ = self._reversed_padding_repeated_twice
+        return x, (self.stride, (top, left), self.dilation, self.groups)
 
-def _pair(values: tuple[int, ...], over_height: int) -> tuple[int, int]:
-    return values if len(values) == 2 else (over_height, *values)
+    def _image_size(self, x: torch.Tensor) -> tuple[int, int]:
+        if not self._pads_apart():
+            return tuple(x.shape[-2:])
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return (x.shape[-2] + top + bottom, x.shape[-1] + left + right)

@@ -136,14 +136,3 @@ class SparseEmbedding(SparseModule, nn.Embedding):
     def example(self, batch: int) -> torch.Tensor:
         """``batch`` indices."""
         return torch.zeros(batch, dtype=torch.int64, device=self._anchor.device)
-
-    def _plain(self) -> nn.Embedding:
-        return nn.Embedding(
-            self.num_embeddings,
-            self.embedding_dim,
-            self.padding_idx,
-            norm_type=self.norm_type,
-            scale_grad_by_freq=self.scale_grad_by_freq,
-            sparse=self.sparse,
-            device="meta",
-        )

@@ -292,6 +292,14 @@ def test_layers_that_cannot_be_sparse_have_the_weight_under_the_mask():
     assert name == "0.out_proj" and "reads its .weight directly" in reason
 
 
+def test_a_wrapped_model_is_unwrapped():
+    model = Net(point=True)
+    report = st.import_masks(
+        wrapped(trained(), scores=torch.randn_like), nn.DataParallel(model), density=0.3
+    )
+    assert set(report.masks) == set(NAMES) and model.convs[0].form == "masked"
+
+
 def test_names_can_be_changed():
     state = {f"net.{k}": v for k, v in wrapped(trained(), scores=torch.randn_like).items()}
     report = st.import_masks(

@@ -11,7 +11,6 @@ from torch import nn
 import sparseticket as st
 from sparseticket.masks import PackedMask
 from sparseticket.nn import Plane, ScoreLayer, ScoreLinear, Superposed, WeightRecipe
-from sparseticket.nn.plain import plain_layer
 
 CONVS = [
     {"kernel_size": 1},
@@ -37,7 +36,7 @@ def example(module):
 
 
 def dense_like(layer, weight):
-    plain = plain_layer(layer, layer.bias is not None).to_empty(device="cpu")
+    plain = layer.to_dense()
     plain.weight = nn.Parameter(weight.detach().clone())
     if plain.bias is not None:
         nn.init.zeros_(plain.bias)
