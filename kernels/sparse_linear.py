@@ -119,6 +119,6 @@ VARIANTS = [
             targets=targets_of(architecture),
         )
         for architecture, _, sizes in shipped("sparse_linear list")
-        for dtype, m, ceiling in (("bf16", 1, 25), ("bf16", 4, 75), ("fp32", 1, 20))
+        for dtype, m, ceiling in (("bf16", 1, 25), ("bf16", 4, 60), ("fp32", 1, 20))
     ),
 ]

@@ -27,8 +27,8 @@ def check_there(version: str, require: Callable[[str, str], object]) -> None:
 
 def run(version: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """``python arguments`` in the root of the tree."""
-    first = [str(OLDEST)] if version != "installed" else []
-    path = os.pathsep.join([*first, *filter(None, [os.environ.get("PYTHONPATH")])])
+    oldest = [str(OLDEST)] if version != "installed" else []
+    path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *oldest])
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

@@ -4,6 +4,7 @@ import oracle
 import pytest
 import torch
 
+import sparseticket as st
 from sparseticket import ops
 from sparseticket.reference.regenerate_many import regenerate_many as reference
 
@@ -42,6 +43,28 @@ def test_opcheck_and_compiled():
     torch.library.opcheck(ops.regenerate_many, (*given, torch.bfloat16, True))
     made = oracle.compiled(lambda words: ops.regenerate_many(words, *given[1:]))
     same(made(given[0]), reference(*given))
+
+
+def test_layers_of_a_model():
+    """As docs/gpu.md calls it."""
+    options = {"density": 0.3, "seed": 2**63 - 1, "form": "ticket"}
+    layers = [
+        st.SparseConv2d(3, 5, 3, layer="a", **options),
+        st.SparseLinear(70, 9, layer="b", **options),
+    ]
+    shapes = [m.weight_shape for m in layers]
+    weights = ops.regenerate_many(
+        [m.mask_words for m in layers],
+        [m.recipe.seed for m in layers],
+        [ops.signed64(m.recipe.layer) for m in layers],
+        [len(s) for s in shapes],
+        [size for s in shapes for size in s],
+        [m.recipe.sigma for m in layers],
+        torch.bfloat16,
+        True,
+    )
+    for weight, m in zip(weights, layers, strict=True):
+        assert torch.equal(weight, m.weight.bfloat16())
 
 
 def test_errors():
