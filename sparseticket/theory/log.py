@@ -7,9 +7,9 @@ most gamma^(K-1) whatever the weights are (gamma^2 + gamma >= 1 is needed and en
 O(log(1/eps)) weights do. Those of a hyperbolic law fall into every bin alike, and weights that
 share an input share its pool: what one releases serves the next ("batch sampling").
 
-Deviations: the paper's constants are not known here; the pools' size M = 2 K (m + ln(K/delta)) for
-m weights is proved by a Chernoff bound; the hyperbolic law is that of the first factor, the second
-is +1 or -1 by chance.
+Deviations: the paper's constants are not known here; the size of a pool, 2 K (m + ln(K/delta)) for
+m weights, is proved in :func:`pool_size`; the hyperbolic law is that of the first factor, the
+second is +1 or -1 by chance.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ def golden_bins(eps: float, gamma: float) -> int:
 
 
 def pool_size(bins: int, weights: int, delta: float) -> int:
-    """Draws of a law that hits ``bins`` bins alike, half of them with the sign that is needed, by
-    which each is hit ``weights`` times with probability at least 1 - ``delta``."""
+    """Draws from which ``weights``, one after the other, each find in every one of ``bins`` bins an
+    unused neuron of the right sign, with probability at least 1 - ``delta``.
+
+    Bins are hit alike, signs are fair coins of their own for every weight. At most m - 1 neurons of
+    a bin of N are used, so that none is right with probability E 2^(m-1-N) <= 2^(m-1) e^(-M/2K);
+    with M = 2 K (m + ln(K/delta)) the sum over m weights and K bins is below delta.
+    """
     return math.ceil(2 * bins * (weights + math.log(bins / delta)))
 
 

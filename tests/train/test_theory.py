@@ -12,6 +12,7 @@ from sparseticket.cli import main
 from sparseticket.train.theory import EXPERIMENTS
 
 SMALL = {
+    "pensia": {"hidden": 16, "epochs": 2},
     "er": {"pairs": 60, "runs": 40, "base": 8, "eps": 0.05, "vgg": 8},
     "attention": {
         "max_width": 20,
@@ -55,6 +56,13 @@ def test_an_experiment_from_the_command_line(reports, name, capsys):
         assert rows
         for row in rows:
             assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
+
+
+def test_pensia_rows(reports):
+    for row in reports("pensia")["tables"]["networks"]:
+        assert row["weights"] <= 64 * 16 + 16 * 10
+        assert row["failed"] <= 0.01 * row["subset_sums"]
+        assert abs(row["accuracy"] - row["target_accuracy"]) <= 0.03
 
 
 def test_er_rows(reports):

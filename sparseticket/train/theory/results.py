@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..experiments import settings_of
 from ..plots import _figure
 from ..report import versions, write_json, write_text
 
@@ -37,7 +37,7 @@ def write_results(
     write_text(out / f"{name}.csv", text.getvalue())
     report = {
         "experiment": name,
-        "config": dataclasses.asdict(config),
+        "config": settings_of(config),
         "tables": tables,
         "versions": versions(),
         "missing": [],
