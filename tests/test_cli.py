@@ -208,6 +208,7 @@ def test_flags_reach_method_and_recipe(tmp_path):
         "affine": True,
         "seed": 0,
         "init": "kaiming",
+        "qk_scale": True,
         "first_layer": "searched",
         "last_layer": "searched",
         "anneal": "none",

@@ -39,6 +39,7 @@ def _calls() -> dict[str, tuple]:
         ),
         "popup_linear": (x, weight, weight + 1, words, bias, "abs", 5, 7, 0.5),
         "popup_linear_ds": (grad, x, weight + 1, "abs", 5, 7, 0.5),
+        "popup_weight": (weight, weight + 1, words, "abs"),
         "regenerate_many": (
             [words, conv_words],
             [5, 5],

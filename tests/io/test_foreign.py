@@ -281,15 +281,24 @@ def test_what_does_not_match_is_told():
 
 
 def test_layers_that_cannot_be_sparse_have_the_weight_under_the_mask():
-    attention = nn.MultiheadAttention(4, 2, bias=False)
+    bilinear = nn.Bilinear(3, 4, 5)
+    mask = torch.rand(5, 3, 4) < 0.5
+    state = {"0.weight_orig": torch.randn(5, 3, 4), "0.weight_mask": mask.float()}
+    state |= {"1.weight_orig": torch.randn(4, 4), "1.weight_mask": torch.ones(4, 4)}
+    report = st.import_masks(state, nn.Sequential(bilinear, nn.Linear(4, 4)))
+    assert torch.equal(bilinear.weight, state["0.weight_orig"] * mask)
+    (name, reason), *_ = report.unmatched
+    assert name == "0" and "Bilinear has no sparse form" in reason
+
+
+def test_the_output_of_an_attention():
     mask = torch.rand(4, 4) < 0.5
     state = {"0.out_proj.weight_orig": torch.randn(4, 4), "0.out_proj.weight_mask": mask.float()}
-    state |= {"1.weight_orig": torch.randn(4, 4), "1.weight_mask": mask.float()}
-    model = nn.Sequential(attention, nn.Linear(4, 4))
+    model = nn.Sequential(nn.MultiheadAttention(4, 2, bias=False))
     report = st.import_masks(state, model)
-    assert torch.equal(attention.out_proj.weight, state["0.out_proj.weight_orig"] * mask)
-    (name, reason), *_ = report.unmatched
-    assert name == "0.out_proj" and "reads its .weight directly" in reason
+    assert set(report.masks) == {"0.out_proj"} and not report.unmatched
+    made = model[0].out_proj.to_dense().weight
+    assert torch.equal(made, state["0.out_proj.weight_orig"] * mask)
 
 
 def test_a_wrapped_model_is_unwrapped():

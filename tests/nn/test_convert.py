@@ -229,7 +229,7 @@ def test_a_refused_plan_changes_nothing():
         (nn.Linear(3, 2), {}, ValueError, "SparseLinear.from_dense"),
         (st.SparseLinear(3, 2), {}, ValueError, "cannot be replaced in place"),
         (nn.Sequential(nn.ReLU()), {}, ValueError, "no layers with weights"),
-        (nn.Sequential(nn.Conv1d(3, 2, 1)), {}, ValueError, "Conv1d has no sparse form"),
+        (nn.Sequential(nn.Conv3d(3, 2, 1)), {}, ValueError, "Conv3d has no sparse form"),
         (_net(), {"filter_fn": ["x*"]}, ValueError, "0: left out by filter_fn"),
         (_net(), {"filter_fn": "4"}, TypeError, "filter_fn: got '4'"),
         (_net(), {"filter_fn": 4}, TypeError, "filter_fn: got 4"),

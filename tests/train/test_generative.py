@@ -130,7 +130,10 @@ def test_command_and_its_config(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--experiment", "music"], "experiment: got 'music', known: classification, generative"),
+        (
+            ["--experiment", "music"],
+            "experiment: got 'music', known: classification, attention, generative",
+        ),
         (["--generator", "unet"], "generator: got 'unet', known: mlp, conv"),
         (["--extractor", "dino"], "extractor: got 'dino', known: random, lenet, vgg19-bn"),
         (["--samples", "10"], "samples: got 10, need at least 1000"),
