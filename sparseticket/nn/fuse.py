@@ -9,11 +9,16 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ._sparse import SparseModule, has_hooks
-from .conv2d import SparseConv2d
+from .conv1d import SparseConv1d
+from .conv2d import SparseConv, SparseConv2d
 
 __all__ = ["fuse_batchnorm_"]
 
 _FORMS = ("masked", "compressed")  # frozen random weights cannot take a scale
+_NORM_AFTER = {
+    **dict.fromkeys((nn.Conv1d, SparseConv1d), nn.BatchNorm1d),
+    **dict.fromkeys((nn.Conv2d, SparseConv2d), nn.BatchNorm2d),
+}
 
 
 class _Tracer(fx.Tracer):
@@ -23,13 +28,15 @@ class _Tracer(fx.Tracer):
 
 @torch.no_grad()
 def fuse_batchnorm_(model: nn.Module) -> list[str]:
-    """Fold every ``nn.BatchNorm2d`` after a convolution into its weights and bias, in place.
+    """Fold every batch norm after a convolution into its weights and bias, in place.
 
-    Takes ``nn.Conv2d``, and ``SparseConv2d`` in form ``masked`` or ``compressed``, whose masks
-    stay; the norms become ``nn.Identity`` and their names are returned. Left alone: convolutions
-    and norms that run more than once, whose output or parameters others use too, that carry hooks,
-    and norms without running statistics. For inference: ValueError unless the model is in eval
-    mode, and where ``torch.fx`` cannot follow its forward.
+    Takes ``nn.Conv1d``, ``nn.Conv2d``, and ours in form ``masked`` or ``compressed``, whose masks
+    stay, before ``nn.BatchNorm1d`` and ``nn.BatchNorm2d``; the norms become ``nn.Identity`` and
+    their names are returned. Left alone: convolutions and norms that run more than once, whose
+    output or parameters others use too, that carry hooks, and norms without running statistics. For
+    inference on batches (``nn.BatchNorm1d`` takes the output of an unbatched ``nn.Conv1d`` for one
+    of another kind): ValueError unless the model is in eval mode, and where ``torch.fx`` cannot
+    follow its forward.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse_batchnorm_: model: got {type(model).__name__}, need an nn.Module")
@@ -62,7 +69,7 @@ def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]):
         return calls[m] == names[id(m)] == 1 and own and unread and not has_hooks(m)
 
     for node in graph.nodes:
-        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+        if node.op != "call_module" or type(modules[node.target]) not in _NORM_AFTER.values():
             continue
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
@@ -77,15 +84,13 @@ def _attribute(modules: dict[str, nn.Module], target: str):
     return getattr(modules[owner], name)
 
 
-def _foldable(conv: nn.Module, norm: nn.BatchNorm2d) -> bool:
-    if isinstance(conv, SparseConv2d):
-        takes = conv.form in _FORMS
-    else:
-        takes = type(conv) is nn.Conv2d and "weight" in conv._parameters
-    return takes and norm.running_mean is not None
+def _foldable(conv: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    if _NORM_AFTER.get(type(conv)) is not type(norm) or norm.running_mean is None:
+        return False
+    return conv.form in _FORMS if isinstance(conv, SparseConv) else "weight" in conv._parameters
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Module, norm: nn.modules.batchnorm._BatchNorm) -> None:
     weight, bias = fuse_conv_bn_weights(
         conv.weight,
         conv.bias,
@@ -99,6 +104,6 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         conv.values.copy_(conv._live(weight.detach()))
     else:
         conv.weight.copy_(weight)
-    if isinstance(conv, SparseConv2d):
+    if isinstance(conv, SparseConv):
         conv.recipe = None  # the weights are no longer those of a seed
     conv.bias = bias

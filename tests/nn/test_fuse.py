@@ -73,6 +73,33 @@ def test_bias_groups_and_norms_without_affine(form, bias, affine):
     assert form != "compressed" or model[0].values.numel() == model[0].mask.kept
 
 
+@pytest.mark.parametrize("form", [None, "masked", "compressed"])
+def test_convolutions_of_one_dimension(form):
+    torch.manual_seed(0)
+    conv = nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2, bias=form is None)
+    if form:
+        conv = st.SparseConv1d.from_dense(conv, density=0.3, form=form)
+    head = [nn.Flatten(), nn.Linear(30, 6), nn.BatchNorm1d(6)]  # no convolution: stays
+    model = nn.Sequential(conv, nn.BatchNorm1d(6), nn.ReLU(), *head)
+    x = torch.randn(8, 4, 9)
+    model(x)
+    nn.init.uniform_(model[1].weight, 0.5, 2)
+    expected = model.eval()(x)
+    assert st.fuse_batchnorm_(model) == ["1"]
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    assert form != "compressed" or model[0].values.numel() == model[0].mask.kept
+
+
+def test_a_norm_of_other_dimensions_is_left_alone():
+    """Unbatched images [C, H, W], which the norm takes for a batch of C rows of H channels."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm1d(7)).eval()
+    nn.init.uniform_(model[1].running_var, 2, 3)
+    x = torch.randn(3, 7, 7)
+    expected = model(x)
+    assert st.fuse_batchnorm_(model) == []
+    assert torch.equal(model(x), expected)
+
+
 def test_weights_from_a_seed_are_their_own_after_folding():
     conv = st.SparseConv2d(3, 4, 3, density=0.5, weights="signed_constant")
     model = nn.Sequential(conv, nn.BatchNorm2d(4)).eval()
