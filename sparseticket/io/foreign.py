@@ -20,9 +20,11 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -33,13 +35,20 @@ from torch.nn.parameter import is_lazy
 
 from ..formats import check_density
 from ..masks import PackedMask, select_mask
-from ..nn import SparseModule, sparsify_
+from ..nn import (
+    SparseModule,
+    SparseMultiheadAttention,
+    close_attention_,
+    open_attention_,
+    sparsify_,
+)
 from .ticket import unwrap
 
 __all__ = ["SOURCES", "ImportReport", "import_masks"]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 _INSIDE = ("state_dict", "model_state_dict", "model")  # where training code puts the state_dict
+_PACKED = re.compile(r"(?P<which>in|q|k|v)_proj_(?P<what>(weight|bias)(_orig|_mask)?)")
 _UNREADABLE = (
     *(EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError),
     *(pickle.UnpicklingError, SafetensorError),
@@ -104,9 +113,11 @@ def import_masks(
 
     Matched layers become sparse modules in form ``masked``; ones that are already keep their place
     and take mask and weight. A weight with trailing dimensions of 1 fits a linear layer, and the
-    other way round. The model's other tensors take the checkpoint's values where name and shape
-    agree. ValueError or TypeError if the file cannot be read, a tensor does not fit, or nothing
-    matches; the model is then as it was.
+    other way round. An ``nn.MultiheadAttention`` with a masked projection becomes a
+    SparseMultiheadAttention; what it packs is read as ``q_proj``, ``k_proj``, ``v_proj``. The
+    model's other tensors take the checkpoint's values where name and shape agree. ValueError or
+    TypeError if the file cannot be read, a tensor does not fit, or nothing matches; the model is
+    then as it was.
     """
     model = unwrap(model, "import_masks")
     state = _state(checkpoint)
@@ -118,16 +129,23 @@ def import_masks(
     if source not in _READERS:
         raise ValueError(f"import_masks: source: got {source!r}, accepted: auto, {_LISTED}")
     mark, read = _READERS[source]
-    names = _names(state, mark)
+    unpacked = _unpacked(state, model, nn.MultiheadAttention | SparseMultiheadAttention)
+    names = _names(unpacked, mark)
     if not names:
         raise ValueError(f"import_masks: checkpoint: has no keys *.{mark}, as {source} files have")
     if density is not None and source not in ("hidden-networks", "gem-miner"):
         raise ValueError(f"import_masks: density: a {source} file says itself what is kept")
     if unflag and source != "gem-miner":
         raise ValueError(f"import_masks: unflag: is of gem-miner files, got source {source!r}")
-    layers, used = read(state, names, density, unflag)
-    rest = {key: tensor for key, tensor in state.items() if key not in used}
-    return _Import(model, source, layers, rest).run(model)
+    layers, used = read(unpacked, names, density, unflag)
+    opened, _ = open_attention_(model, lambda module, name: name in layers)
+    try:
+        state = _unpacked(state, model, SparseMultiheadAttention)
+        rest = {key: tensor for key, tensor in state.items() if key not in used}
+        return _Import(model, source, layers, rest).run(model)
+    except BaseException:
+        close_attention_(model, opened)
+        raise
 
 
 # Reading --------------------------------------------------------------------------------------
@@ -170,6 +188,24 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, need a mapping of tensors")
     return content
+
+
+def _unpacked(
+    state: Mapping[str, Tensor], model: nn.Module, kinds: type | UnionType
+) -> dict[str, Tensor]:
+    """``state`` with the projections of the ``kinds`` of attention in ``model`` by themselves."""
+    owners = {name for name, m in model.named_modules() if isinstance(m, kinds)}
+    new = {}
+    for key, tensor in state.items():
+        owner, _, last = key.rpartition(".")
+        packed = _PACKED.fullmatch(last) if owner in owners else None
+        if packed is None:
+            new[key] = tensor
+            continue
+        which, prefix = packed["which"], f"{owner}." if owner else ""
+        parts = zip("qkv", tensor.chunk(3), strict=True) if which == "in" else [(which, tensor)]
+        new |= {f"{prefix}{part}_proj.{packed['what']}": values for part, values in parts}
+    return new
 
 
 def _names(state: Mapping[str, Tensor], mark: str) -> list[str]:
@@ -340,7 +376,8 @@ class _Import:
         if all(isinstance(model.get_submodule(name), SparseModule) for name in self.layers):
             self.finish(model, None)
         else:
-            refused = dict(sparsify_(model, self).skipped)
+            report = sparsify_(model, self, lambda module, name: name in self.layers)
+            refused = dict(report.skipped)
         for name, layer in self.layers.items():
             if isinstance(model.get_submodule(name), SparseModule):
                 self.report.masks[name] = layer.mask
@@ -353,8 +390,8 @@ class _Import:
         ]
         return self.report
 
-    def plan(self, name: str, module: nn.Module) -> dict[str, Any] | None:
-        return {"mask": self.layers[name].mask} if name in self.layers else None
+    def plan(self, name: str, module: nn.Module) -> dict[str, Any]:
+        return {"mask": self.layers[name].mask}
 
     @torch.no_grad()
     def finish(self, model: nn.Module, wanted: Any) -> list[str]:
@@ -374,7 +411,7 @@ class _Import:
         return []
 
 
-_NO_MASK = "left dense by the config"  # what sparsify_ says where plan gave nothing
+_NO_MASK = "left out by filter_fn"  # what sparsify_ says of layers that are not in the checkpoint
 
 
 def _misfit(module: nn.Module | None) -> str | None:

@@ -301,6 +301,45 @@ def test_the_output_of_an_attention():
     assert torch.equal(made, state["0.out_proj.weight_orig"] * mask)
 
 
+@pytest.mark.parametrize("options", [{}, {"kdim": 3, "vdim": 5}, {"add_bias_kv": True}], ids=str)
+def test_what_an_attention_packs(options):
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.MultiheadAttention(4, 2, **options))
+    packed = "q_proj_weight" if "kdim" in options else "in_proj_weight"
+    for module, name in ((source[0], packed), (source[0].out_proj, "weight")):
+        torch.nn.utils.prune.random_unstructured(module, name, 0.5)
+    nn.init.normal_(source[0].in_proj_bias)
+    fresh = nn.Sequential(nn.MultiheadAttention(4, 2, **options))
+    report = st.import_masks(source.state_dict(), fresh)
+    pruned = "q" if "kdim" in options else "qkv"
+    assert set(report.masks) == {f"0.{name}_proj" for name in (*pruned, "out")}
+    mask = torch.cat([report.masks[f"0.{name}_proj"].to_dense() for name in pruned])
+    assert torch.equal(mask, getattr(source[0], f"{packed}_mask").bool())
+    assert not report.unmatched and not report.unused
+    widths = (4, options.get("kdim", 4), options.get("vdim", 4))
+    x = [torch.randn(3, 2, width) for width in widths]
+    torch.testing.assert_close(fresh[0](*x), source[0](*x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_attention_comes_back_and_a_bad_one_changes_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 3))
+    st.sparsify_(model, st.EdgePopup(density=0.5))
+    masks = {name: m.mask for name, m in model.named_modules() if isinstance(m, st.SparseLinear)}
+    state = st.to_dense(model).state_dict()
+    fresh = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 3))
+    assert st.import_masks(state, fresh).masks == masks
+    plain = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
+    before = {name: t.clone() for name, t in plain.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1\.weight has shape"):
+        st.import_masks(state, plain)
+    assert type(plain[0]) is nn.MultiheadAttention
+    assert all(torch.equal(t, before[name]) for name, t in plain.state_dict().items())
+    only = {name: t for name, t in state.items() if name.startswith("1.")}
+    report = st.import_masks(only, nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 3)))
+    assert set(report.masks) == {"1"} and report.unmasked == ["0"]
+
+
 def test_a_wrapped_model_is_unwrapped():
     model = Net(point=True)
     report = st.import_masks(
