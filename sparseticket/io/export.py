@@ -19,7 +19,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
-from ..nn import ScoreLayer, SparseModule, Superposed, densify_
+from ..nn import ScoreLayer, SparseModule, SparseMultiheadAttention, Superposed, densify_
 
 __all__ = ["export_dense", "export_onnx", "to_dense"]
 
@@ -38,7 +38,7 @@ def to_dense(model: nn.Module) -> nn.Module:
     dense = copy.deepcopy(model)
     if any(isinstance(m, _OURS) for m in dense.modules()):
         densify_(dense)
-    return dense
+    return dense.to_dense() if isinstance(dense, SparseMultiheadAttention) else dense
 
 
 def export_dense(model: nn.Module, path: str | os.PathLike[str], example: Tensor | None = None):

@@ -317,7 +317,8 @@ def _fill(report, model, names, replaced) -> Report:
         mask = sparse.mask
         kind = f"{type(new).__name__} {new.form}" if new is sparse else type(new).__name__
         report.converted.append(Converted(names[old][0], kind, mask.shape, mask.kept, mask.density))
-        size = mask.numel + (0 if new.bias is None else new.bias.numel())
+        bias = getattr(new, "bias", None)  # nn.Embedding knows none
+        size = mask.numel + (0 if bias is None else bias.numel())
         report.dense_bytes += size * sparse.dtype.itemsize
         report.now_bytes += sum(t.nbytes for t in (*new.parameters(), *new.buffers()))
         report.ticket_bytes += mask.words.nbytes + _RECIPE_BYTES

@@ -160,6 +160,61 @@ def test_onnx_gives_the_logits(ticket, tmp_path, onnxruntime):
     assert [f.name for f in tmp_path.iterdir()] == ["a.onnx"]
 
 
+class Attends(nn.Module):
+    """Tokens [N, 6] to logits, by every other kind of layer that has a sparse form."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(9, 8, padding_idx=0)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.conv = nn.Conv1d(8, 4, 3, stride=2, padding=1, padding_mode="reflect")
+        self.up = nn.ConvTranspose2d(4, 2, 3, stride=2, bias=False)
+        self.head = nn.Linear(2 * 3 * 7, 5)
+
+    def forward(self, tokens):
+        x = self.table(tokens)
+        x = self.encoder(x + self.attn(x, x, x, need_weights=False)[0])
+        return self.head(self.up(self.conv(x.mT).unsqueeze(-2)).flatten(1))
+
+
+@pytest.mark.parametrize("form", ["scored", "ticket"])
+def test_tables_attention_and_other_convolutions_leave(form, tmp_path, onnxruntime):
+    torch.manual_seed(0)
+    model = Attends().eval()
+    st.sparsify_(model, st.EdgePopup(density=0.4))
+    if form != "scored":
+        st.to_form_(model, form)
+    dense = st.to_dense(model)
+    assert not [m for m in dense.modules() if type(m).__name__.startswith("Sparse")]
+    assert torch.equal(dense.table.weight, model.table.mask.to_dense() * model.table.weight)
+    attentions = [(m.attn, m.encoder.self_attn) for m in (dense, model)]
+    for plain, own in zip(*attentions, strict=True):
+        assert type(plain) is nn.MultiheadAttention
+        parts = [own.get_submodule(f"{name}_proj") for name in "qkv"]
+        packed = torch.cat([part.mask.to_dense() * part.weight for part in parts])
+        assert torch.equal(plain.in_proj_weight, packed)
+    x = torch.randint(9, (4, 6))
+    st.export_onnx(model, tmp_path / "a.onnx", x)
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"))
+    st.export_dense(model, tmp_path / "a.pt2", x)
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    for count in (1, 4):
+        y = model(x[:count]).detach()
+        (out,) = session.run(None, {"input": x[:count].numpy()})
+        torch.testing.assert_close(torch.from_numpy(out), y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(program(x[:count]), y, rtol=0, atol=1e-5)
+
+
+def test_attention_itself_becomes_torchs():
+    torch.manual_seed(0)
+    layer = st.SparseMultiheadAttention(8, 2, form="ticket", seed=0, density=0.5, batch_first=True)
+    dense = st.to_dense(layer)
+    assert type(dense) is nn.MultiheadAttention and type(layer) is st.SparseMultiheadAttention
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(dense(x, x, x)[0], layer(x, x, x)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_the_command_exports_a_search(tmp_path, capsys, onnxruntime):
     out = tmp_path / "run"
     assert main(["search", "--out", str(out), "--epochs", "1", "--density", "0.2"]) == 0
