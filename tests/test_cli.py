@@ -455,7 +455,8 @@ def test_check_prints_the_ticket_and_its_controls(finished, capsys):
         result.items()
     )
     own, *controls = result["rows"]
-    assert own == {"control": "ticket", "scores": [accuracy], "mean": accuracy, "std": None}
+    known = {"control": "ticket", "measure": "test accuracy", "scores": [accuracy]}
+    assert own == known | {"mean": accuracy, "std": None}
     for row in controls:
         assert row["std"] == pytest.approx(torch.tensor(row["scores"]).std().item(), abs=1e-6)
         assert row["mean"] < 0.4 < accuracy

@@ -26,14 +26,32 @@ from torch import Tensor, nn
 
 from ..io import Ticket
 from ..nn import sparsify_, to_form_
-from .experiments import MachineOptions, check_out, circumstances, draw, settings_of
+from .checks import Trial, estimate_norms
+from .experiments import (
+    CheckOptions,
+    MachineOptions,
+    check_out,
+    circumstances,
+    draw,
+    given,
+    refuse,
+    settings_of,
+)
 from .loop import Recipe, evaluate, option, search, train_dense
 from .plots import plot_curves, plot_masks
 from .report import format_bytes, format_kept, write_json, write_text
 from .text import DrawnWindows, Text, Windows, load_text
 from .transformers import Decoder
 
-__all__ = ["AttentionOptions", "TextRecipe", "attention_lines", "run_attention"]
+__all__ = [
+    "AttentionOptions",
+    "TextRecipe",
+    "attention_lines",
+    "decoder_example",
+    "decoder_trial",
+    "rebuild_decoder",
+    "run_attention",
+]
 
 _KINDS = {
     "scaled": "ticket, scaled",
@@ -43,6 +61,7 @@ _KINDS = {
 }
 _TICKETS = ("scaled", "unscaled")
 _EVAL_BATCH = 64
+_ACCURACY = "validation accuracy"
 
 
 @dataclass(frozen=True)
@@ -199,6 +218,45 @@ def attention_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def rebuild_decoder(ticket: Ticket) -> nn.Module:
+    """The decoder that a ticket describes, built anew, with the ticket in it."""
+    shape = dict(ticket.meta["extra"]["decoder"])
+    return ticket.apply(Decoder(len(shape.pop("vocabulary")), **shape))
+
+
+def decoder_example(ticket: Ticket) -> Tensor:
+    """Tokens for that decoder."""
+    return torch.zeros(2, ticket.meta["extra"]["decoder"]["context"], dtype=torch.int64)
+
+
+def decoder_trial(ticket: Ticket, options: CheckOptions) -> Trial:
+    """By the loss, in nats a character, and the accuracy on the validation part of the text."""
+    refuse(options, "a language model", "extractor_file", "samples")
+    decoder, data = (ticket.meta["extra"][key] for key in ("decoder", "data"))
+    name = given(options.dataset, data["dataset"])
+    if name == "file":
+        raise ValueError("dataset: the ticket is of a text file: give it by --dataset file:PATH")
+    text = load_text(name, options.data, decoder["vocabulary"])
+    batches = Windows(text.val, decoder["context"], given(options.batch_size, data["batch_size"]))
+
+    def score(model: nn.Module) -> dict[str, float]:
+        accuracy, loss = evaluate(model, batches, options.device)
+        return {"validation loss": loss, _ACCURACY: accuracy}
+
+    return Trial(
+        build=lambda: rebuild_decoder(ticket).to(options.device),
+        score=score,
+        prepare=lambda model: estimate_norms(model, batches, options.device),
+        facts={
+            "dataset": text.name,
+            "trained_on": data["name"],
+            "model": "decoder",
+            "examples": len(text.val),
+        },
+        shares=(_ACCURACY,),
+    )
+
+
 def _claim(out: Path, resolved: dict[str, Any], overwrite: bool) -> None:
     """Make ``out`` the folder of this run, or find it to be; ValueError if it is another's."""
     stored, text = out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False)
@@ -231,6 +289,9 @@ def _result(setting: _Setting, run: _Run, folder: Path) -> dict[str, Any]:
 def _search(setting: _Setting, run: _Run, folder: Path) -> dict[str, Any]:
     o, config = setting.options, setting.config_of(run)
     shape = {"context": o.context, "width": run.width, "layers": o.layers, "heads": o.heads}
+    kind = o.text.partition(":")[0]
+    data = {"dataset": kind, "name": setting.text.name, "batch_size": _EVAL_BATCH}
+    decoder = {"vocabulary": setting.text.vocabulary} | shape
     result = search(
         setting.build(run),
         setting.training(run),
@@ -240,7 +301,7 @@ def _search(setting: _Setting, run: _Run, folder: Path) -> dict[str, Any]:
         device=o.device,
         seed=run.seed,
         out=folder,
-        extra={"decoder": {"vocabulary": setting.text.vocabulary} | shape, "seed": run.seed},
+        extra={"decoder": decoder, "data": data, "seed": run.seed},
     )
     path = folder / "ticket.safetensors"
     result.ticket.save(path)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,27 +34,45 @@ from ..nn import SparseModule, Superposed
 from ..prng import permutation
 from .loop import Batches
 
-__all__ = ["CONTROLS", "check_layers", "estimate_norms"]
+__all__ = ["CONTROLS", "Trial", "check_layers", "estimate_norms"]
 
 Layer = SparseModule | Superposed
+Score = float | Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """How the ticket of a file is made into a model and judged.
+
+    ``build``, ``score`` and ``prepare`` are those of :func:`check_layers`; ``prepare`` estimates
+    batch norms anew. ``facts``: what a report says of model and data. ``shares``: the names of
+    figures that are fractions of 1.
+    """
+
+    build: Callable[[], nn.Module]
+    score: Callable[[nn.Module], Mapping[str, float]]
+    prepare: Callable[[nn.Module], None]
+    facts: dict[str, Any]
+    shares: tuple[str, ...] = ()
 
 
 def check_layers(
     build: Callable[[], nn.Module],
-    score: Callable[[nn.Module], float],
+    score: Callable[[nn.Module], Score],
     seeds: int,
     prepare: Callable[[nn.Module], None] = lambda model: None,
 ) -> list[dict[str, Any]]:
-    """A row for the ticket and for each control: ``control``, ``scores``, ``mean``, ``std``.
+    """A row for the ticket and each control: ``control``, ``measure``, ``scores``, ``mean``,
+    ``std``; figure by figure, if ``score`` gives several.
 
-    ``build`` makes the model with the ticket in it anew, ``score`` is what is compared (of a
-    classifier, its accuracy); ``prepare`` is called with each control before. ``std`` is that of a
-    sample, None for less than two ``seeds``, and for the ticket, which is scored once. ValueError
-    for no seeds and for a model without ticket layers.
+    ``build`` makes the model with the ticket in it anew, ``score`` is what is compared: a number
+    (measure ``score``), or numbers by name; ``prepare`` is called with each control before. ``std``
+    is that of a sample, None for less than two ``seeds``, and for the ticket, which is scored once.
+    ValueError for no seeds and for a model without ticket layers.
     """
     if seeds < 1:
         raise ValueError(f"seeds: got {seeds}, need at least 1")
-    rows = [_row("ticket", [score(build())])]
+    found = {"ticket": [_named(score(build()))]}
     for name, change in CONTROLS.items():
         scores = []
         for i in range(seeds):
@@ -62,14 +80,23 @@ def check_layers(
             for layer_name, layer in _layers(model):
                 change(layer, layer_name, (layer.recipe.seed + 1 + i) % 2**63)
             prepare(model)
-            scores.append(score(model))
-        rows.append(_row(name, scores))
-    return rows
+            scores.append(_named(score(model)))
+        found[name] = scores
+    return [
+        _row(control, measure, [score[measure] for score in scores])
+        for measure in found["ticket"][0]
+        for control, scores in found.items()
+    ]
 
 
-def _row(control: str, scores: list[float]) -> dict[str, Any]:
+def _named(score: Score) -> Mapping[str, float]:
+    return score if isinstance(score, Mapping) else {"score": score}
+
+
+def _row(control: str, measure: str, scores: list[float]) -> dict[str, Any]:
+    row = {"control": control, "measure": measure, "scores": scores}
     std = statistics.stdev(scores) if len(scores) > 1 else None
-    return {"control": control, "scores": scores, "mean": statistics.fmean(scores), "std": std}
+    return row | {"mean": statistics.fmean(scores), "std": std}
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -17,13 +17,13 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
-from ..io import Ticket, export_dense, export_onnx
+from ..io import Ticket
 from ..nn import sparsify_, to_form_
-from ..tickets import METHODS, get_method, set_task
+from ..tickets import METHODS, get_method
 from ..tickets.engine import warn_of_collapse
-from .checks import check_layers, estimate_norms
+from .checks import Trial, estimate_norms
 from .data import Dataset, load_dataset, loaders
 from .loop import (
     Recipe,
@@ -48,14 +48,16 @@ __all__ = [
     "SearchOptions",
     "MachineOptions",
     "TaskOptions",
-    "check_ticket",
+    "adapt",
     "check_out",
     "circumstances",
+    "classifier_example",
+    "classifier_trial",
     "draw",
     "evaluate_ticket",
-    "export_ticket",
-    "load_described",
-    "rebuild",
+    "given",
+    "rebuild_classifier",
+    "refuse",
     "run_demo",
     "run_search",
     "search_lines",
@@ -137,7 +139,9 @@ class SearchOptions(TaskOptions):
 class EvalOptions(MachineOptions):
     """Evaluation of a ticket file; model and data set come out of the file."""
 
-    dataset: str | None = option(None, "another data set than the ticket's, e.g. imagefolder:PATH")
+    dataset: str | None = option(
+        None, "another data set than the ticket's, e.g. imagefolder:PATH, or text, file:PATH"
+    )
     batch_size: int | None = option(None, "default: that of the search")
 
 
@@ -149,6 +153,11 @@ class CheckOptions(EvalOptions):
     norms: Literal["estimated", "kept"] = option(
         "estimated", "controls' batch norms: from the training data, or the ticket's own"
     )
+    extractor_file: Path | None = field(
+        default=None,
+        metadata={"help": "a generator's: the weights of its extractor; else under the data"},
+    )
+    samples: int | None = option(None, "a generator's: pictures to judge by; else as in its search")
 
 
 @dataclass(frozen=True)
@@ -265,81 +274,64 @@ def search_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
     """Test accuracy of a ticket file: its model built anew, weights from seeds and masks alone."""
-    ticket = load_described(path)
+    ticket = Ticket.load(path)
+    if not {"model", "data"} <= (ticket.meta["extra"] or {}).keys():
+        raise ValueError(
+            f"{path}: the ticket does not say which model and data to classify; sparseticket check "
+            "scores one of a generator or a language model; for another, build the model yourself "
+            "and use Ticket.load(path).apply(model)"
+        )
     options.set_up()
     dataset, batch_size = _data_of(ticket, options)
     accuracy, loss = _test(ticket, dataset, batch_size, options)
     return {
-        **_identity(path, ticket, dataset),
+        "ticket": str(path),
+        "method": ticket.meta["method"],
+        **_identity(ticket, dataset),
         "test_accuracy": accuracy,
         "test_loss": loss,
         **circumstances(options),
     }
 
 
-def check_ticket(path: Path, options: CheckOptions) -> dict[str, Any]:
-    """A ticket file beside its controls, see :mod:`sparseticket.train.checks`: test accuracies.
-
-    A ticket of several tasks is tested on all of them, each with its own mask, and averaged.
-    """
-    ticket = load_described(path)
-    options.set_up()
+def classifier_trial(ticket: Ticket, options: CheckOptions) -> Trial:
+    """By test accuracy; that of a ticket of several tasks is the mean over all of them, each with
+    its own mask."""
+    refuse(options, "a classifier", "extractor_file", "samples")
     dataset, batch_size = _data_of(ticket, options)
     train, _, test = loaders(dataset, batch_size, 0, options.workers)
-
-    def prepare(model: nn.Module) -> None:
-        if options.norms == "estimated":
-            estimate_norms(model, train, options.device)
-
-    rows = check_layers(
-        lambda: rebuild(ticket).to(options.device),
-        lambda model: task_accuracy(model, test, ticket, options.device),
-        options.seeds,
-        prepare,
+    device, measure = options.device, "test accuracy"
+    return Trial(
+        build=lambda: rebuild_classifier(ticket).to(device),
+        score=lambda model: {measure: task_accuracy(model, test, ticket, device)},
+        prepare=lambda model: estimate_norms(model, train, device),
+        facts=_identity(ticket, dataset),
+        shares=(measure,),
     )
-    return {
-        **_identity(path, ticket, dataset),
-        "seeds": options.seeds,
-        "norms": options.norms,
-        "rows": rows,
-        **circumstances(options),
-    }
 
 
-def export_ticket(path: Path, options: ExportOptions) -> dict[str, Any]:
-    """Write a ticket's model as a dense one that needs nothing of this library."""
-    if options.out is None:
-        raise ValueError("out: a file to write is needed: --out FILE")
-    ticket = load_described(path)
-    model = rebuild(ticket)
-    if ticket.planes and any(getattr(m, "kind", None) == "tasks" for m in model.modules()):
-        set_task(model, options.task)
-    elif options.task:
-        raise ValueError(f"task: got {options.task}, the ticket has one task only")
-    example = torch.zeros(2, *ticket.meta["extra"]["model"]["in_shape"])
-    write = {"dense": export_dense, "onnx": export_onnx}[options.to]
-    write(model, options.out, example)
-    return {"out": str(options.out), "to": options.to, "bytes": options.out.stat().st_size}
-
-
-def load_described(path: Path) -> Ticket:
-    """A ticket that says which model and data it is for; ValueError for one that does not."""
-    ticket = Ticket.load(path)
-    if not {"model", "data"} <= (ticket.meta["extra"] or {}).keys():
-        raise ValueError(
-            f"{path}: the ticket does not say which model and data it is for; build the model "
-            "yourself and use Ticket.load(path).apply(model)"
-        )
-    return ticket
-
-
-def rebuild(ticket: Ticket) -> nn.Module:
+def rebuild_classifier(ticket: Ticket) -> nn.Module:
     """The model that a ticket describes, built anew, with the ticket in it."""
     described = ticket.meta["extra"]["model"]
     shapes = {"in_shape": tuple(described["in_shape"]), "num_classes": described["num_classes"]}
-    model = build_model(described["name"], **shapes)
-    _adapt(model, ticket)
-    return ticket.apply(model)
+    return ticket.apply(adapt(build_model(described["name"], **shapes), ticket))
+
+
+def classifier_example(ticket: Ticket) -> Tensor:
+    """An input of that model."""
+    return torch.zeros(2, *ticket.meta["extra"]["model"]["in_shape"])
+
+
+def given(value: Any, otherwise: Any) -> Any:
+    """``value``, but for None."""
+    return otherwise if value is None else value
+
+
+def refuse(options: CheckOptions, kind: str, *names: str) -> None:
+    """ValueError where one of the options that a ticket of this ``kind`` has no use for is set."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name}: got {getattr(options, name)}, the ticket is of {kind}")
 
 
 def _data_of(ticket: Ticket, options: EvalOptions) -> tuple[Dataset, int]:
@@ -351,15 +343,19 @@ def _data_of(ticket: Ticket, options: EvalOptions) -> tuple[Dataset, int]:
             raise ValueError("data: the ticket was made on an image folder: give --data DIR")
         name = f"imagefolder:{options.data}"
     dataset = load_dataset(name, options.data, download=options.download, val_fraction=0)
-    size = options.batch_size
-    return dataset, data["batch_size"] if size is None else size
+    described = ticket.meta["extra"]["model"]
+    shapes = (tuple(described["in_shape"]), described["num_classes"])
+    if shapes != (dataset.in_shape, dataset.num_classes):
+        raise ValueError(
+            f"dataset: {dataset.name} has images {dataset.in_shape} and {dataset.num_classes} "
+            f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
+        )
+    return dataset, given(options.batch_size, data["batch_size"])
 
 
-def _identity(path: Path, ticket: Ticket, dataset: Dataset) -> dict[str, Any]:
+def _identity(ticket: Ticket, dataset: Dataset) -> dict[str, Any]:
     extra = ticket.meta["extra"]
     return {
-        "ticket": str(path),
-        "method": ticket.meta["method"],
         "dataset": dataset.name,
         "trained_on": extra["data"]["name"],
         "model": extra["model"]["name"],
@@ -483,14 +479,7 @@ def _test(
     ticket: Ticket, dataset: Dataset, batch_size: int, options: MachineOptions
 ) -> tuple[float, float]:
     """(accuracy, loss) of the ticket in a new model, as any other process will see it."""
-    described = ticket.meta["extra"]["model"]
-    shapes = (tuple(described["in_shape"]), described["num_classes"])
-    if shapes != (dataset.in_shape, dataset.num_classes):
-        raise ValueError(
-            f"dataset: {dataset.name} has images {dataset.in_shape} and {dataset.num_classes} "
-            f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
-        )
-    model = rebuild(ticket).to(options.device)
+    model = rebuild_classifier(ticket).to(options.device)
     return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
 
 
@@ -544,8 +533,7 @@ def _fine_tune(
     """Test accuracy once the weights of the ticket, under its mask, have been trained."""
     if not options.finetune_epochs:
         return {}
-    model = _build(options, dataset)
-    _adapt(model, ticket)
+    model = adapt(_build(options, dataset), ticket)
     to_form_(ticket.apply(model), "masked")
     train, val, test = loaders(dataset, options.batch_size, options.seed, options.workers)
     changes = {"epochs": options.finetune_epochs, "lr": options.finetune_lr, "optimizer": "sgd"}
@@ -555,11 +543,12 @@ def _fine_tune(
     return {"finetuned_test_accuracy": evaluate(result.model, test, options.device)[0]}
 
 
-def _adapt(model: nn.Module, ticket: Ticket) -> None:
-    """What the ticket's method does to an architecture before its search."""
+def adapt(model: nn.Module, ticket: Ticket) -> nn.Module:
+    """``model``, after what the ticket's method does to an architecture before its search."""
     method = METHODS.get(ticket.meta["method"])
     if hasattr(method, "adapt"):
         method(**ticket.meta["config"]).adapt(model)
+    return model
 
 
 def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dict[str, Any]:

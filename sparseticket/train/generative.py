@@ -18,6 +18,7 @@ Deviations from the reference code (LAIT-CVLab/SLT-in-Generative-Models):
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import ops
 from ..io import Ticket
@@ -39,8 +39,18 @@ from ..optim import PopupAdamW
 from ..prng import check_seed, layer_id
 from ..tickets import METHODS, EdgePopup
 from .checkpoint import load_checkpoint, save_checkpoint
+from .checks import Trial, estimate_norms
 from .data import Dataset, Split, load_dataset
-from .experiments import MachineOptions, check_out, circumstances, draw, settings_of
+from .experiments import (
+    CheckOptions,
+    MachineOptions,
+    adapt,
+    check_out,
+    circumstances,
+    draw,
+    given,
+    settings_of,
+)
 from .extractors import EXTRACTORS, Extractor, build_extractor, flat, pooled
 from .generators import GENERATORS, build_generator
 from .loop import LoopState, Recipe, keep_masks, masks_of, option, restore, snapshot
@@ -48,12 +58,21 @@ from .moments import MomentMatcher, Moments, frechet_distance, moment_distance, 
 from .plots import plot_samples
 from .report import Progress, format_bytes, format_kept, write_json, write_logs, write_text
 
-__all__ = ["GenerativeOptions", "generative_lines", "latents", "run_generative"]
+__all__ = [
+    "GenerativeOptions",
+    "generative_lines",
+    "generator_example",
+    "generator_trial",
+    "latents",
+    "rebuild_generator",
+    "run_generative",
+]
 
 _BATCH = 500  # pictures at a time where no gradient is needed
 _GLANCE = 5  # an epoch is judged by one fifth of the pictures of the final judgement
 _JUDGED = 1000  # pictures whose classes are counted
 _SURE = 0.9
+_MORE_THAN_SURE = f"more than {_SURE} sure"
 _GRID = 100
 _SETTLE = 50  # batches from which batch norms get their final statistics
 _COLUMNS = ("run", "epoch", "lr", "loss", "distance", "mask_change", "seconds")
@@ -323,6 +342,74 @@ def _judge(setting: _Setting, model: nn.Module, test: Tensor) -> dict[str, Any]:
     return row | {"classes": counts.tolist(), "sure": sure.item()}
 
 
+# The ticket of a file ---------------------------------------------------------------------------
+
+
+def rebuild_generator(ticket: Ticket) -> nn.Module:
+    """The generator that a ticket describes, built anew, with the ticket in it."""
+    made = dict(ticket.meta["extra"]["generator"])
+    model = build_generator(made.pop("name"), in_shape=tuple(made.pop("in_shape")), **made)
+    return ticket.apply(adapt(model, ticket))
+
+
+def generator_example(ticket: Ticket) -> Tensor:
+    """Latents for that generator."""
+    return torch.zeros(2, ticket.meta["extra"]["generator"]["latent"])
+
+
+def generator_trial(ticket: Ticket, options: CheckOptions) -> Trial:
+    """By the figures of a report: distances to the data in the frozen extractor's features and,
+    where it classifies, how many classes it sees and how often it is sure."""
+    setting, test = _prepare(_options_of(ticket, options))
+    extra = ticket.meta["extra"]
+    if setting.dataset.in_shape != (shape := tuple(extra["generator"]["in_shape"])):
+        raise ValueError(
+            f"dataset: {setting.dataset.name} has images {setting.dataset.in_shape}, the ticket "
+            f"makes {shape}"
+        )
+
+    def score(model: nn.Module) -> dict[str, float]:
+        row = _judge(setting, model, test)
+        figures = {"moment distance": row["distance"], "Frechet distance": row["frechet"]}
+        if row["classes"] is None:
+            return figures
+        seen = sum(count > 0 for count in row["classes"])
+        return figures | {"classes seen": float(seen), _MORE_THAN_SURE: row["sure"]}
+
+    return Trial(
+        build=lambda: rebuild_generator(ticket).to(options.device),
+        score=score,
+        prepare=lambda model: _settle(setting, model),
+        facts={
+            "dataset": setting.dataset.name,
+            "trained_on": extra["data"]["name"],
+            "model": f"generator {extra['generator']['name']}",
+            "extractor": extra["extractor"],
+            "samples": setting.options.samples,
+        },
+        shares=(_MORE_THAN_SURE,),
+    )
+
+
+def _options_of(ticket: Ticket, options: CheckOptions) -> GenerativeOptions:
+    """Those of the ticket's search, where ``options`` ask for nothing else."""
+    extra = ticket.meta["extra"]
+    made, data = extra["generator"], extra["data"]
+    machine = {f.name: getattr(options, f.name) for f in dataclasses.fields(MachineOptions)}
+    return GenerativeOptions(
+        **machine,
+        dataset=given(options.dataset, data["dataset"]),
+        generator=made["name"],
+        latent=made["latent"],
+        width=made["width"],
+        extractor=extra["extractor"],
+        extractor_file=options.extractor_file,
+        batch_size=given(options.batch_size, data["batch_size"]),
+        samples=given(options.samples, data["samples"]),
+        seed=extra["seed"],
+    )
+
+
 # Search and controls ----------------------------------------------------------------------------
 
 
@@ -343,25 +430,19 @@ def _search(setting: _Setting, config: Any) -> tuple[Ticket, bool]:
     tickets_(model)
     shape = list(setting.dataset.in_shape)
     made = {"name": options.generator, "latent": options.latent, "width": options.width}
-    extra = {"generator": made | {"in_shape": shape}, "data": setting.dataset.name}
+    data = {"dataset": options.dataset, "name": setting.dataset.name}
+    data |= {"batch_size": options.batch_size, "samples": options.samples}
+    extra = {"generator": made | {"in_shape": shape}, "data": data}
     extra |= {"extractor": options.extractor, "seed": options.seed}
     return Ticket.from_model(model, config=config, extra=extra), untouched
 
 
-@torch.no_grad()
 def _settle(setting: _Setting, model: nn.Module) -> None:
     """Give batch norms statistics of the model as it is now, averaged over new latents: those of
-    training lag behind it."""
-    norms = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average
-    model.train()
-    for i in range(_SETTLE if norms else 0):
-        model(setting.latents("settle", i, setting.options.batch_size))
-    for norm, momentum in norms.items():
-        norm.momentum = momentum
-    model.eval()
+    training lag behind it. The model is in eval mode then."""
+    size = setting.options.batch_size
+    batches = ((setting.latents("settle", i, size), None) for i in range(_SETTLE))
+    estimate_norms(model.eval(), batches, setting.options.device)
 
 
 def _adapted(model: nn.Module, config: Any) -> nn.Module:

@@ -32,9 +32,15 @@ class Text:
     test: Tensor
 
 
-def load_text(name: str, data_dir: str | os.PathLike[str] | None = None) -> Text:
+def load_text(
+    name: str, data_dir: str | os.PathLike[str] | None = None, vocabulary: str | None = None
+) -> Text:
     """``tinyshakespeare``, looked for under ``data_dir``, else SPARSETICKET_DATA; or
-    ``file:PATH``, any UTF-8 text."""
+    ``file:PATH``, any UTF-8 text.
+
+    ``vocabulary``: its characters in the order of their indices; by default those of the text,
+    sorted. ValueError for a text with others.
+    """
     kind, _, path = name.partition(":")
     if kind == "file" and path:
         source, name = Path(path), "text file"
@@ -49,7 +55,12 @@ def load_text(name: str, data_dir: str | os.PathLike[str] | None = None) -> Text
     if not source.is_file():
         raise FileNotFoundError(f"data: there is no {source}")
     text = source.read_text(encoding="utf-8")
-    vocabulary = "".join(sorted(set(text)))
+    characters = sorted(set(text))
+    vocabulary = "".join(characters) if vocabulary is None else vocabulary
+    if foreign := set(characters) - set(vocabulary):
+        raise ValueError(
+            f"load_text: {source}: characters that the vocabulary lacks: {sorted(foreign)}"
+        )
     index = {character: i for i, character in enumerate(vocabulary)}
     tokens = torch.tensor([index[character] for character in text])
     held = int(_HELD_OUT * len(text))
