@@ -194,7 +194,8 @@ def _unpacked(
     state: Mapping[str, Tensor], model: nn.Module, kinds: type | UnionType
 ) -> dict[str, Tensor]:
     """``state`` with the projections of the ``kinds`` of attention in ``model`` by themselves."""
-    owners = {name for name, m in model.named_modules() if isinstance(m, kinds)}
+    modules = model.named_modules(remove_duplicate=False)
+    owners = {name for name, m in modules if isinstance(m, kinds)}
     new = {}
     for key, tensor in state.items():
         owner, _, last = key.rpartition(".")
@@ -202,6 +203,11 @@ def _unpacked(
         if packed is None:
             new[key] = tensor
             continue
+        if packed["which"] == "in" and len(tensor) % 3:
+            raise ValueError(
+                f"import_masks: checkpoint: {key} has shape {tuple(tensor.shape)}, need three "
+                "parts of as many rows"
+            )
         which, prefix = packed["which"], f"{owner}." if owner else ""
         parts = zip("qkv", tensor.chunk(3), strict=True) if which == "in" else [(which, tensor)]
         new |= {f"{prefix}{part}_proj.{packed['what']}": values for part, values in parts}

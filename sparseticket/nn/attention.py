@@ -351,7 +351,8 @@ def open_attention_(
     for module, (name, *_) in names.items():
         if not isinstance(module, nn.MultiheadAttention):
             continue
-        reason = _refusal(module) or _shared(module, names)
+        alone = "it is the model itself; wrap it in nn.Sequential" if module is model else None
+        reason = alone or _refusal(module) or _shared(module, names)
         if reason is None:
             new = SparseMultiheadAttention._opened(module, qk_scale)
             if any(wanted(getattr(new, key), _join(name, key)) for key in PROJECTIONS):

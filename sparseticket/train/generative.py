@@ -405,7 +405,7 @@ def _options_of(ticket: Ticket, options: CheckOptions) -> GenerativeOptions:
         extractor=extra["extractor"],
         extractor_file=options.extractor_file,
         batch_size=given(options.batch_size, data["batch_size"]),
-        samples=given(options.samples, data["samples"]),
+        samples=given(options.samples, extra["samples"]),
         seed=extra["seed"],
     )
 
@@ -431,9 +431,9 @@ def _search(setting: _Setting, config: Any) -> tuple[Ticket, bool]:
     shape = list(setting.dataset.in_shape)
     made = {"name": options.generator, "latent": options.latent, "width": options.width}
     data = {"dataset": options.dataset, "name": setting.dataset.name}
-    data |= {"batch_size": options.batch_size, "samples": options.samples}
+    data |= {"batch_size": options.batch_size}
     extra = {"generator": made | {"in_shape": shape}, "data": data}
-    extra |= {"extractor": options.extractor, "seed": options.seed}
+    extra |= {name: getattr(options, name) for name in ("extractor", "samples", "seed")}
     return Ticket.from_model(model, config=config, extra=extra), untouched
 
 

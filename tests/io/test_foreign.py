@@ -338,6 +338,12 @@ def test_an_exported_attention_comes_back_and_a_bad_one_changes_nothing():
     only = {name: t for name, t in state.items() if name.startswith("1.")}
     report = st.import_masks(only, nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 3)))
     assert set(report.masks) == {"1"} and report.unmasked == ["0"]
+    with pytest.raises(ValueError, match="need three parts"):
+        st.import_masks(state | {"0.in_proj_weight": torch.ones(4, 4)}, plain)
+    alone = nn.MultiheadAttention(4, 2)
+    with pytest.raises(ValueError, match="cannot be replaced in place"):
+        st.import_masks(alone.state_dict(), alone)
+    assert set(dict(alone.named_modules())) == {"", "out_proj"}
 
 
 def test_a_wrapped_model_is_unwrapped():

@@ -135,8 +135,8 @@ def test_what_is_missing_is_named(text, pictures, tmp_path, capsys, monkeypatch)
     model = build_generator("mlp", **GENERATOR)
     st.sparsify_(model, st.EdgePopup(seed=0))
     made = GENERATOR | {"name": "mlp", "in_shape": [1, 8, 8]}
-    data = {"dataset": "digits", "name": "digits", "batch_size": 8, "samples": 1000}
-    extra = {"generator": made, "data": data, "extractor": "lenet", "seed": 0}
+    data = {"dataset": "digits", "name": "digits", "batch_size": 8}
+    extra = {"generator": made, "data": data, "extractor": "lenet", "samples": 1000, "seed": 0}
     st.Ticket.from_model(model, extra=extra).save(tmp_path / "lenet.safetensors")
     message = failure(capsys, "check", tmp_path / "lenet.safetensors")
     assert "lenet: no weights found" in message and "--extractor-file" in message
