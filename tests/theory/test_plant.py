@@ -31,7 +31,6 @@ CASES = [(name, depth) for name in TARGETS for depth in (3, 4, 5, 6, 8)]
         ("relu", 10, 9, 0, 0.000128),
         ("circle", 3, 100, 24, 0.1667),
         ("circle", 5, 108, 22, 0.00524),
-        # published: 115 and 120, of which 24 and 25 are rounding errors of 1e-16
         ("helix", 3, 91, 33, 0.2275),
         ("helix", 5, 95, 36, 0.00466),
     ],
@@ -41,6 +40,21 @@ def test_sizes(name, depth, weights, biases, density):
     assert (target.weights, target.biases) == (weights, biases)
     planted = plant(target.network, 100)
     assert planted.report["density"] == pytest.approx(density, rel=5e-3)
+
+
+@pytest.mark.parametrize(("depth", "weights", "density"), [(3, 115, 0.2875), (5, 120, 0.00588)])
+def test_the_published_helix_counts_rounding_errors(depth, weights, density):
+    exact, published = helix(depth), helix(depth, compat=True)
+    assert (published.weights, published.biases) == (weights, exact.biases)
+    planted = plant(published.network, 100)
+    assert planted.report["weights"] == weights
+    assert planted.report["density"] == pytest.approx(density, rel=5e-3)
+    pairs = zip(exact.network.parameters(), published.network.parameters(), strict=True)
+    extra = torch.cat([b[(a == 0) & (b != 0)] for a, b in pairs])
+    assert len(extra) == weights - exact.weights and extra.abs().max() < 1e-14
+    x, _ = exact.sample(500)
+    difference = exact.network(x.double()) - published.network(x.double())
+    assert float(difference.detach().abs().max()) < 1e-13
 
 
 @pytest.mark.parametrize(("name", "depth"), CASES)
