@@ -45,6 +45,7 @@ __all__ = [
     "existence_probability",
     "helix",
     "he_scaled",
+    "layer_tolerances",
     "mask_iou",
     "plant",
     "relu",
@@ -303,19 +304,51 @@ def _match(theta: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(places), torch.stack(factors)
 
 
-def existence_probability(target: nn.Sequential, width: int, tolerance: float) -> float:
+@torch.no_grad()
+def layer_tolerances(target: nn.Sequential, eps: float, reach: float = 1.0) -> list[float]:
+    """Lemma 1: by how much the non-zero parameters of each layer may be off, all at once, so that
+    outputs are off by at most ``eps`` (2-norm) for inputs of at most ``reach`` a coordinate.
+
+    A layer with m outputs adds at most sqrt(m) (1 + |x|_1) times its tolerance, x its inputs in the
+    target (here, their bound by interval arithmetic); the layers behind it, as perturbed, pass that
+    on by their spectral norms. Every layer gets eps/L of the outputs' error. The paper has largest
+    entries in place of spectral norms, which is not enough: see docs/theory/plant.md.
+    """
+    layers = _linears(target)
+    if not (0 < eps < math.inf and 0 <= reach < math.inf):
+        raise ValueError(f"eps, reach: got {eps}, {reach}, need finite numbers > 0 and >= 0")
+    bound = torch.full((layers[0].in_features,), reach, dtype=torch.float64)
+    sums = []
+    for layer in layers:
+        sums.append(1 + float(bound.sum()))
+        bound = layer.weight.double().abs() @ bound + layer.bias.double().abs()
+    tolerances, gain = [], 1.0
+    for layer, total in zip(reversed(layers), reversed(sums), strict=True):
+        tolerance = eps / (len(layers) * math.sqrt(layer.out_features) * total * gain)
+        tolerances.insert(0, tolerance)
+        entries = int((layer.weight != 0).sum())
+        norm = float(torch.linalg.matrix_norm(layer.weight.double(), 2))
+        gain *= norm + tolerance * math.sqrt(entries)
+    return tolerances
+
+
+def existence_probability(
+    target: nn.Sequential, width: int, tolerance: float | Sequence[float]
+) -> float:
     """Theorem 2: how probable it is at least that a random network, hidden layers ``width`` wide,
-    contains ``target`` with every non-zero parameter within ``tolerance``.
+    contains ``target`` with every non-zero parameter within ``tolerance``, one for all layers or
+    one for each (:func:`layer_tolerances`).
 
     Parameters of the source are U[-1, 1], those of the target at most 1 - ``tolerance`` (rescale a
     homogeneous network first). One source neuron matches one with k parameters with probability
     tolerance^k; a layer fails at most as often as its neurons do together. Outputs have one
     candidate each.
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance: got {tolerance}, need a number in (0, 1)")
     probability, layers = 1.0, _linears(target)
-    for layer in layers:
+    each = [tolerance] * len(layers) if isinstance(tolerance, float) else tolerance
+    if len(each) != len(layers) or not all(0 < e < 1 for e in each):
+        raise ValueError(f"tolerance: got {tolerance}, need one in (0, 1), or for every layer one")
+    for layer, tolerance in zip(layers, each, strict=True):
         candidates = 1 if layer is layers[-1] else width
         counts = (layer.weight != 0).sum(1) + (layer.bias != 0)
         missed = sum((1 - tolerance**k) ** candidates for k in counts.tolist())

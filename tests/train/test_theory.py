@@ -7,9 +7,12 @@ import json
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from sparseticket.cli import main
 from sparseticket.train.theory import EXPERIMENTS
+from sparseticket.train.theory.compare import _live
 
 SMALL = {
     "subset-sum": {"count": 300},
@@ -108,6 +111,19 @@ def test_compare_rows(reports):
     assert power["Burkholz, L+1"] < power["Malach, products"]
 
 
+def test_networks_are_compared_without_what_carries_nothing():
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 40, bias=False), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(40, 3)).requires_grad_(False)
+    for layer in net[::2]:
+        layer.weight *= torch.rand_like(layer.weight) < 0.05
+    net[0].bias[::2] = 0
+    live = _live(net)
+    assert live[0].out_features < 25 and live[2].out_features < 35
+    x = torch.randn(50, 2)
+    torch.testing.assert_close(live(x), net(x), rtol=0, atol=1e-6)
+
+
 def test_pensia_rows(reports):
     for row in reports("pensia")["tables"]["networks"]:
         assert row["weights"] <= 64 * 16 + 16 * 10
@@ -167,5 +183,10 @@ def test_planted_regression(tmp_path):
 def test_unknown_experiments(capsys):
     assert main(["theory", "x"]) == 2
     assert "invalid choice: 'x'" in capsys.readouterr().err
-    assert main(["theory", "attention", "--max-width", "8"]) == 2
-    assert "max_width: got 8" in capsys.readouterr().err
+    for name, flag, value in [
+        ("attention", "max_width", "8"),
+        ("malach", "neurons", "32"),
+        ("compare", "smallest", "0"),
+    ]:
+        assert main(["theory", name, f"--{flag.replace('_', '-')}", value]) == 2
+        assert f"{flag}: got {value}" in capsys.readouterr().err

@@ -108,16 +108,13 @@ def run(config: Config, out: Path) -> dict[str, Any]:
 def _target(config: Config) -> nn.Sequential:
     """Trained to |x| on the square, then both layers scaled to what every theorem assumes: no
     weight above 1 / sqrt(inputs), spectral norm at most 1. No biases, which some do not know."""
-    like = torch.zeros(1)
+    like, hidden = torch.zeros(1), config.hidden
     x = drawn(config.seed, "compare.x", (1024, 2), 1.0, like)
-    target = nn.Sequential(
-        nn.Linear(2, config.hidden, bias=False), nn.ReLU(), nn.Linear(config.hidden, 1, bias=False)
-    )
-    turns = torch.arange(config.hidden) + drawn(config.seed, "compare", (config.hidden,), 0.3, like)
-    angles = turns * 2 * math.pi / config.hidden
-    with torch.no_grad():
-        target[0].weight.copy_(torch.stack([angles.cos(), angles.sin()], 1))
-        target[2].weight.fill_(1.0)
+    angles = torch.arange(hidden) + drawn(config.seed, "compare.angles", (hidden,), 0.3, like)
+    angles *= 2 * math.pi / hidden
+    directions = torch.stack([angles.cos(), angles.sin()], 1)
+    target = nn.Sequential(linear_with(directions), nn.ReLU(), linear_with(torch.ones(1, hidden)))
+    target.requires_grad_(True)
     optimizer = torch.optim.Adam(target.parameters(), lr=0.02)
     for epoch in range(30):
         order = torch.from_numpy(permutation(config.seed, "compare", len(x), draw=epoch))
@@ -173,7 +170,7 @@ def _measured(target, x, name: str, found: list[Found]) -> dict[str, Any]:
         "depth": len(_linears(found[0].network)),
         "neurons": hidden,
         "source": sum(f.source for f in found) / n,
-        "width_factor": sum(f.source for f in found) / n / weights,
+        "factor": sum(f.source for f in found) / n / weights,
         "kept": sum(f.kept for f in found) / n / weights,
         "failed": sum(f.failed for f in found),
         "error": sum(worst) / n,
@@ -187,9 +184,9 @@ def _live(network: nn.Sequential) -> nn.Sequential:
     for layer, after in zip(layers, [*layers[1:], None], strict=True):
         used = slice(None)
         if after is not None:
-            used = (layer.weight != 0).any(1) & (after.weight != 0).any(0)
-            if layer.bias is not None:
-                used |= (layer.bias != 0) & (after.weight != 0).any(0)
+            used = (layer.weight != 0).any(1)
+            used = used if layer.bias is None else used | (layer.bias != 0)
+            used = used & (after.weight != 0).any(0)
         bias = None if layer.bias is None else layer.bias[used]
         live += [linear_with(layer.weight[used][:, alive], bias), nn.ReLU()]
         alive = used
@@ -218,13 +215,18 @@ def _linears(network: nn.Sequential) -> list[nn.Linear]:
 
 
 def _draw(tables, figure) -> None:
-    left, right = figure.subplots(1, 2, sharey=True)
+    parts = {
+        "neurons": "hidden neurons of the source",
+        "factor": "source weights / target weights",
+        "kept": "kept weights / target weights",
+    }
+    panels = figure.subplots(1, 3, sharey=True)
     for name in (*CONSTRUCTIONS, _NEURONS):
         rows = [row for row in tables["constructions"] if row["construction"] == name]
         error = [row["error"] for row in rows]
-        left.plot([row["neurons"] for row in rows], error, marker="o", ms=3, label=name)
-        right.plot([row["kept"] for row in rows], error, marker="o", ms=3)
-    left.set(xscale="log", yscale="log", xlabel="hidden neurons of the source")
-    left.set(ylabel="largest error / range of the target")
-    right.set(xscale="log", xlabel="weights kept for each of the target's")
-    left.legend(fontsize=7)
+        for axes, part in zip(panels, parts, strict=True):
+            axes.plot([row[part] for row in rows], error, marker="o", ms=3, label=name)
+    for axes, label in zip(panels, parts.values(), strict=True):
+        axes.set(xscale="log", yscale="log", xlabel=label)
+    panels[0].set(ylabel="largest error / range of the target")
+    panels[2].legend(fontsize=7)
