@@ -129,8 +129,9 @@ def neuron_subnetwork(
 
     ``x`` [N, d], ``y`` [N]. Neuron i is kept with probability |v*_i| / C if u_i has the sign of
     v*_i, else never: the expectation of what is kept is v* / (4C). Its error against v* falls as
-    the square root of ``neurons``; v* itself cannot be had with few neurons (the paper's lower
-    bound, exponential in d).
+    the square root of ``neurons`` while v* is spread over all of them, C of order 1 / neurons, for
+    which ``ridge`` (for each sample and neuron) sees; v* itself cannot be had with few neurons (the
+    paper's lower bound, exponential in d).
     """
     check_seed(seed)
     if neurons < 1:
@@ -143,7 +144,7 @@ def neuron_subnetwork(
     first = drawn(seed, "malach.neurons.v", (neurons, x.shape[1]), 1.0, like)
     second = drawn(seed, "malach.neurons.u", (neurons,), 1.0, like)
     hidden = (like @ first.T).relu()
-    normal = hidden.T @ hidden + ridge * len(x) * torch.eye(neurons, dtype=like.dtype)
+    normal = hidden.T @ hidden + ridge * hidden.numel() * torch.eye(neurons, dtype=like.dtype)
     best = torch.linalg.solve(normal, hidden.T @ y.double())
     top = float(best.abs().max())
     chance = drawn(seed, "malach.neurons.keep", (neurons,), 1.0, like).abs()

@@ -117,7 +117,7 @@ def test_neurons_are_kept_by_chance_and_unbiased():
     torch.manual_seed(0)
     x = torch.rand(500, 2, dtype=torch.float64) * 2 - 1
     y = x[:, 0] * x[:, 1]
-    nets = [neuron_subnetwork(x, y, 400, ridge=0.1, seed=s) for s in range(40)]
+    nets = [neuron_subnetwork(x, y, 400, seed=s) for s in range(40)]
     one = nets[0]
     outer = one.network[2].weight[0]
     assert torch.equal(outer != 0, one.kept)

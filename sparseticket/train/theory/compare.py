@@ -149,7 +149,7 @@ def _neurons(config: Config, target, x, k: int) -> dict[str, Any]:
     found = []
     for i in range(config.seeds):
         points = drawn(config.seed + i, "compare.fit", (2000, 2), 1.0, x)
-        ticket = neuron_subnetwork(points, target(points)[:, 0], k, ridge=1e-4, seed=i)
+        ticket = neuron_subnetwork(points, target(points)[:, 0], k, ridge=1e-3, seed=i)
         found.append(Found(ticket.network, 3 * k, 3 * int(ticket.kept.sum()), 0))
     return _measured(target, x, _NEURONS, found)
 
@@ -229,4 +229,5 @@ def _draw(tables, figure) -> None:
     for axes, label in zip(panels, parts.values(), strict=True):
         axes.set(xscale="log", yscale="log", xlabel=label)
     panels[0].set(ylabel="largest error / range of the target")
-    panels[2].legend(fontsize=7)
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside upper center", ncols=len(names), fontsize=7)

@@ -32,7 +32,7 @@ class Config:
 
     runs: int = option(400, "random weights for each error, each in a source of its own")
     delta: float = option(0.1, "failure probability that the paper's rule is sized for")
-    neurons: int = option(1024, "most random neurons to keep or drop, in powers of 2 from 32")
+    neurons: int = option(2048, "most random neurons to keep or drop, in powers of 2 from 32")
     sources: int = option(8, "random layers for each number of neurons")
     seed: int = option(0, "of every random number")
 
@@ -138,5 +138,5 @@ def _draw(tables, figure) -> None:
         (line,) = right.plot(k, [r["subnetwork"] for r in rows], marker="o", label=f"{d} inputs")
         right.plot(k, [r["features"] for r in rows], color=line.get_color(), ls=":")
     right.set(xscale="log", yscale="log", xlabel="random neurons, kept or dropped whole")
-    right.set(ylabel="error, one ReLU neuron (dotted: best combination)")
+    right.set(ylabel="error / target (dotted: best combination)")
     right.legend()
