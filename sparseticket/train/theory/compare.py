@@ -163,12 +163,12 @@ def _measured(target, x, name: str, found: list[Found]) -> dict[str, Any]:
         network = _live(one.network)
         got = network(x.to(network[0].weight.dtype))
         worst.append(float((got - wanted).abs().max() / (wanted.max() - wanted.min())))
-    hidden = sum(m.out_features for m in _linears(found[0].network)[:-1])
+    hidden = sum(m.out_features for f in found for m in _linears(f.network)[:-1])
     return {
         "construction": name,
         "eps": "",
         "depth": len(_linears(found[0].network)),
-        "neurons": hidden,
+        "neurons": hidden / n,
         "source": sum(f.source for f in found) / n,
         "factor": sum(f.source for f in found) / n / weights,
         "kept": sum(f.kept for f in found) / n / weights,
