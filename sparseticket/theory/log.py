@@ -23,7 +23,7 @@ from sparseticket.masks import PackedMask, regenerate
 from sparseticket.prng import check_seed
 
 from .pairs import drawn
-from .ticket import Construction, check_target, linear_with
+from .ticket import Construction, check_errors, check_target, linear_with
 
 __all__ = ["GOLDEN", "golden_bins", "golden_greedy", "log_ticket", "pool_size"]
 
@@ -77,8 +77,9 @@ def log_ticket(
     check_seed(seed)
     if not GOLDEN <= gamma < 1:
         raise ValueError(f"gamma: got {gamma}, need at least {GOLDEN:.4f} and below 1")
-    if not (eps > 0 and 0 < delta < 1):
-        raise ValueError(f"eps, delta: got {eps}, {delta}, need eps > 0 and delta in (0, 1)")
+    check_errors("log_ticket", eps, delta)
+    if draws is not None and draws < 1:
+        raise ValueError(f"draws: got {draws}, need at least 1")
     pools = 2 * sum(m.in_features for m in layers)
     modules, masks, errors = [], {}, []
     for i, layer in enumerate(layers):

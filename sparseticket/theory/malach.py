@@ -24,7 +24,7 @@ from sparseticket.masks import PackedMask
 from sparseticket.prng import check_seed
 
 from .pairs import drawn
-from .ticket import Construction, check_target, linear_with
+from .ticket import Construction, check_errors, check_target, linear_with
 
 __all__ = ["NeuronSubnetwork", "malach_neurons", "malach_ticket", "neuron_subnetwork"]
 
@@ -58,8 +58,9 @@ def malach_ticket(
     check_seed(seed)
     if rule not in ("paper", "product"):
         raise ValueError(f"rule: got {rule!r}, accepted: paper, product")
-    if not (eps > 0 and 0 < delta < 1):
-        raise ValueError(f"eps, delta: got {eps}, {delta}, need eps > 0 and delta in (0, 1)")
+    check_errors("malach_ticket", eps, delta)
+    if neurons is not None and neurons < 1:
+        raise ValueError(f"neurons: got {neurons}, need at least 1")
     weights = sum(m.weight.numel() for m in layers)
     modules, masks, errors = [], {}, []
     for i, layer in enumerate(layers):
@@ -128,15 +129,22 @@ def neuron_subnetwork(
 
     ``x`` [N, d], ``y`` [N]. Neuron i is kept with probability |v*_i| / C if u_i has the sign of
     v*_i, else never: the expectation of what is kept is v* / (4C). Its error against v* falls as
-    the square root of ``neurons``; v* itself cannot be had with few neurons (the paper's lower
-    bound, exponential in d).
+    the square root of ``neurons`` while v* is spread over all of them, C of order 1 / neurons, for
+    which ``ridge`` (for each sample and neuron) sees; v* itself cannot be had with few neurons (the
+    paper's lower bound, exponential in d).
     """
     check_seed(seed)
+    if neurons < 1:
+        raise ValueError(f"neurons: got {neurons}, need at least 1")
+    if x.ndim != 2 or y.shape != x.shape[:1] or not len(y):
+        raise ValueError(f"x, y: got {tuple(x.shape)}, {tuple(y.shape)}, need [N, d] and [N]")
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("x, y: got an infinite number or NaN, need finite ones")
     like = x.double()
     first = drawn(seed, "malach.neurons.v", (neurons, x.shape[1]), 1.0, like)
     second = drawn(seed, "malach.neurons.u", (neurons,), 1.0, like)
     hidden = (like @ first.T).relu()
-    normal = hidden.T @ hidden + ridge * len(x) * torch.eye(neurons, dtype=like.dtype)
+    normal = hidden.T @ hidden + ridge * hidden.numel() * torch.eye(neurons, dtype=like.dtype)
     best = torch.linalg.solve(normal, hidden.T @ y.double())
     top = float(best.abs().max())
     chance = drawn(seed, "malach.neurons.keep", (neurons,), 1.0, like).abs()

@@ -13,8 +13,10 @@ Deviations from the paper's code (RelationalML/PlantNSeek):
   equal signs;
 - the output layer has one factor for all outputs, which keeps the order of logits, and is not
   matched: outputs stay where they are;
-- slope changes that are rounding errors are 0. The code counts about 25 weights of 1e-16 in the
-  Helix' linear coordinate, hence 115 and 120 weights at depths 3 and 5; ours have 91 and 95;
+- slope changes that are rounding errors are 0. The code, and with it the paper's baseline density
+  of .29, counts those of the Helix' linear coordinate, 24 weights of 1e-15 at depth 3 and 25 from
+  there on, hence 115 and 120 weights at depths 3 and 5; a straight line needs 1, which makes 91 and
+  95. ``compat=True`` keeps them;
 - ``depth`` counts the input layer, as there: a network of depth d has d-1 weight layers.
 """
 
@@ -27,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +45,7 @@ __all__ = [
     "existence_probability",
     "helix",
     "he_scaled",
+    "layer_tolerances",
     "mask_iou",
     "plant",
     "relu",
@@ -143,17 +147,21 @@ def circle(depth: int, knots: int = 10) -> Target:
     return Target("circle", _network(layers), truth, 4)
 
 
-def helix(depth: int, knots: int = 30) -> Target:
-    """y = (t cos t, t sin t, t) / (8 pi), t = 5 pi + 3 pi x; 1 -> 3."""
+def helix(depth: int, knots: int = 30, *, compat: bool = False) -> Target:
+    """y = (t cos t, t sin t, t) / (8 pi), t = 5 pi + 3 pi x; 1 -> 3.
+
+    ``compat``: as published, with the rounding errors of the third coordinate's slopes as weights.
+    """
     _check_depth(depth)
 
     def truth(x: Tensor) -> Tensor:
-        t = math.pi * (5 + 3 * x)
+        t = 5 * math.pi + 3 * math.pi * x
         return torch.cat([t * t.cos(), t * t.sin(), t], -1) / (8 * math.pi)
 
     shift = 0.0 if depth == 3 else 1.0  # to inputs that ReLU lets pass
+    bounds = shift - 1, shift + 1
     coordinates = [
-        _piecewise(lambda x, i=i: truth(x[:, None] - shift)[:, i], shift - 1, shift + 1, knots)
+        _piecewise(lambda x, i=i: truth(x[:, None] - shift)[:, i], *bounds, knots, exact=not compat)
         for i in range(3)
     ]
     one = torch.ones(1, dtype=torch.float64)
@@ -296,19 +304,51 @@ def _match(theta: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(places), torch.stack(factors)
 
 
-def existence_probability(target: nn.Sequential, width: int, tolerance: float) -> float:
+@torch.no_grad()
+def layer_tolerances(target: nn.Sequential, eps: float, reach: float = 1.0) -> list[float]:
+    """Lemma 1: by how much the non-zero parameters of each layer may be off, all at once, so that
+    outputs are off by at most ``eps`` (2-norm) for inputs of at most ``reach`` a coordinate.
+
+    A layer with m outputs adds at most sqrt(m) (1 + |x|_1) times its tolerance, x its inputs in the
+    target (here, their bound by interval arithmetic); the layers behind it, as perturbed, pass that
+    on by their spectral norms. Every layer gets eps/L of the outputs' error. The paper has largest
+    entries in place of spectral norms, which is not enough: see docs/theory/plant.md.
+    """
+    layers = _linears(target)
+    if not (0 < eps < math.inf and 0 <= reach < math.inf):
+        raise ValueError(f"eps, reach: got {eps}, {reach}, need finite numbers > 0 and >= 0")
+    bound = torch.full((layers[0].in_features,), reach, dtype=torch.float64)
+    sums = []
+    for layer in layers:
+        sums.append(1 + float(bound.sum()))
+        bound = layer.weight.double().abs() @ bound + layer.bias.double().abs()
+    tolerances, gain = [], 1.0
+    for layer, total in zip(reversed(layers), reversed(sums), strict=True):
+        tolerance = eps / (len(layers) * math.sqrt(layer.out_features) * total * gain)
+        tolerances.insert(0, tolerance)
+        entries = int((layer.weight != 0).sum())
+        norm = float(torch.linalg.matrix_norm(layer.weight.double(), 2))
+        gain *= norm + tolerance * math.sqrt(entries)
+    return tolerances
+
+
+def existence_probability(
+    target: nn.Sequential, width: int, tolerance: float | Sequence[float]
+) -> float:
     """Theorem 2: how probable it is at least that a random network, hidden layers ``width`` wide,
-    contains ``target`` with every non-zero parameter within ``tolerance``.
+    contains ``target`` with every non-zero parameter within ``tolerance``, one for all layers or
+    one for each (:func:`layer_tolerances`).
 
     Parameters of the source are U[-1, 1], those of the target at most 1 - ``tolerance`` (rescale a
     homogeneous network first). One source neuron matches one with k parameters with probability
     tolerance^k; a layer fails at most as often as its neurons do together. Outputs have one
     candidate each.
     """
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance: got {tolerance}, need a number in (0, 1)")
     probability, layers = 1.0, _linears(target)
-    for layer in layers:
+    each = [tolerance] * len(layers) if isinstance(tolerance, float) else tolerance
+    if len(each) != len(layers) or not all(0 < e < 1 for e in each):
+        raise ValueError(f"tolerance: got {tolerance}, need one in (0, 1), or for every layer one")
+    for layer, tolerance in zip(layers, each, strict=True):
         candidates = 1 if layer is layers[-1] else width
         counts = (layer.weight != 0).sum(1) + (layer.bias != 0)
         missed = sum((1 - tolerance**k) ** candidates for k in counts.tolist())
@@ -336,16 +376,17 @@ def _kolmogorov_smirnov(a: Tensor, b: Tensor) -> float:
     return min(max(sum(terms), 0.0), 1.0) if z > 0.2 else 1.0
 
 
-def _piecewise(f: Callable, low: float, high: float, knots: int):
+def _piecewise(f: Callable, low: float, high: float, knots: int, exact: bool = True):
     """(w, b, o, c): f(x) ~ sum o_j relu(w_j x + b_j) + c from ``low`` to ``high``; w is +-1 in
-    turn, so that not all neurons look alike."""
+    turn, so that not all neurons look alike. ``exact``: o_j that are rounding errors are 0."""
     if knots < 2:
         raise ValueError(f"knots: got {knots}, need at least 2")
-    t = torch.linspace(low, high, knots, dtype=torch.float64)
+    t = torch.from_numpy(np.linspace(low, high, knots))  # rounds as the published code does
     ends = torch.cat([t, t[-1:] + (t[1] - t[0])])
     slope = f(ends).diff() / ends.diff()
     o = torch.cat([slope[:1], slope.diff()])
-    o[o.abs() < 1e-9 * slope.abs().max()] = 0
+    if exact:
+        o[o.abs() < 1e-9 * slope.abs().max()] = 0
     w = torch.ones_like(t)
     w[1::2] = -1  # relu(-z) = relu(z) - z: the first neuron makes up for the lines
     o[0] += o[1::2].sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 
 from sparseticket.masks import PackedMask
 
-__all__ = ["Construction", "ConstructionReport", "check_target", "linear_with", "masked"]
+__all__ = [
+    "Construction",
+    "ConstructionReport",
+    "check_errors",
+    "check_target",
+    "linear_with",
+    "masked",
+]
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,19 @@ def check_target(where: str, target: nn.Module, bias: bool = False) -> list[nn.L
     linear = layers[::2]
     if not bias and any(m.bias is not None and bool((m.bias != 0).any()) for m in linear):
         raise ValueError(f"{where}: target: it has biases; the construction knows none")
-    if not all(bool(m.weight.isfinite().all()) for m in linear):
+    if not all(bool(p.isfinite().all()) for m in linear for p in m.parameters()):
         raise ValueError(f"{where}: target: it has weights that are not finite")
+    if not all(m.weight.numel() for m in linear):
+        raise ValueError(f"{where}: target: it has a layer without weights")
     return linear
+
+
+def check_errors(where: str, eps: float, delta: float) -> None:
+    """ValueError unless ``eps`` is an error of weights and ``delta`` a failure probability."""
+    if not (0 < eps < math.inf and 0 < delta < 1):
+        raise ValueError(
+            f"{where}: eps, delta: got {eps}, {delta}, need eps > 0, finite, and delta in (0, 1)"
+        )
 
 
 def linear_with(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

@@ -117,7 +117,7 @@ def test_neurons_are_kept_by_chance_and_unbiased():
     torch.manual_seed(0)
     x = torch.rand(500, 2, dtype=torch.float64) * 2 - 1
     y = x[:, 0] * x[:, 1]
-    nets = [neuron_subnetwork(x, y, 400, ridge=0.1, seed=s) for s in range(40)]
+    nets = [neuron_subnetwork(x, y, 400, seed=s) for s in range(40)]
     one = nets[0]
     outer = one.network[2].weight[0]
     assert torch.equal(outer != 0, one.kept)
@@ -218,6 +218,9 @@ def test_targets_that_do_not_fit(build):
     broken[0].weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         build(broken)
+    with pytest.raises(ValueError, match="a layer without weights"):
+        broken[0].weight = nn.Parameter(torch.zeros(0, 3))
+        build(broken)
 
 
 def test_arguments():
@@ -232,5 +235,36 @@ def test_arguments():
         log_ticket(target, 0.1, gamma=0.5)
     with pytest.raises(ValueError, match="rule: got 'best'"):
         malach_ticket(target, 0.1, rule="best")
-    with pytest.raises(ValueError, match="eps, delta: got 0"):
-        malach_ticket(target, 0)
+    for build in (malach_ticket, log_ticket):
+        for eps in (0, -1, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"eps, delta: got {eps},"):
+                build(target, eps)
+        with pytest.raises(ValueError, match=r"delta: got 0\.1, 1"):
+            build(target, 0.1, delta=1)
+    for eps in (-1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="eps: need finite numbers >= 0"):
+            pensia_ticket(target, 5, eps)
+    with pytest.raises(ValueError, match="neurons: got 0"):
+        malach_ticket(target, 0.1, neurons=0)
+    with pytest.raises(ValueError, match="draws: got 0"):
+        log_ticket(target, 0.1, draws=0)
+    x, y = torch.rand(5, 2), torch.rand(5)
+    with pytest.raises(ValueError, match="neurons: got 0"):
+        neuron_subnetwork(x, y, 0)
+    with pytest.raises(ValueError, match=r"x, y: got \(5, 2\), \(4,\)"):
+        neuron_subnetwork(x, y[:4], 8)
+    with pytest.raises(ValueError, match="infinite number or NaN"):
+        neuron_subnetwork(x, y * math.nan, 8)
+
+
+def test_least_and_most_numbers_and_no_error_at_all():
+    """n = 1, n = 64, eps = 0: what is met and what has failed, counted."""
+    target = net(3, 2)
+    few, many = pensia_ticket(target, 1, 0.01).report, pensia_ticket(target, 64, 0.01).report
+    assert few.problems == many.problems == 12
+    assert few.failed > 6 and few.max_error > 0.01
+    assert many.failed == 0 and many.max_error <= 0.01
+    exact = pensia_ticket(target, 6, 0).report
+    assert exact.failed == exact.problems and exact.max_error > 0
+    nothing = neuron_subnetwork(torch.zeros(5, 2), torch.zeros(5), 8)
+    assert nothing.scale == 0 and not nothing.kept.any()

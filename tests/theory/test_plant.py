@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from sparseticket.theory.plant import (
     existence_probability,
     he_scaled,
     helix,
+    layer_tolerances,
     mask_iou,
     plant,
     relu,
@@ -31,7 +33,6 @@ CASES = [(name, depth) for name in TARGETS for depth in (3, 4, 5, 6, 8)]
         ("relu", 10, 9, 0, 0.000128),
         ("circle", 3, 100, 24, 0.1667),
         ("circle", 5, 108, 22, 0.00524),
-        # published: 115 and 120, of which 24 and 25 are rounding errors of 1e-16
         ("helix", 3, 91, 33, 0.2275),
         ("helix", 5, 95, 36, 0.00466),
     ],
@@ -41,6 +42,21 @@ def test_sizes(name, depth, weights, biases, density):
     assert (target.weights, target.biases) == (weights, biases)
     planted = plant(target.network, 100)
     assert planted.report["density"] == pytest.approx(density, rel=5e-3)
+
+
+@pytest.mark.parametrize(("depth", "weights", "density"), [(3, 115, 0.2875), (5, 120, 0.00588)])
+def test_the_published_helix_counts_rounding_errors(depth, weights, density):
+    exact, published = helix(depth), helix(depth, compat=True)
+    assert (published.weights, published.biases) == (weights, exact.biases)
+    planted = plant(published.network, 100)
+    assert planted.report["weights"] == weights
+    assert planted.report["density"] == pytest.approx(density, rel=5e-3)
+    pairs = zip(exact.network.parameters(), published.network.parameters(), strict=True)
+    extra = torch.cat([b[(a == 0) & (b != 0)] for a, b in pairs])
+    assert len(extra) == weights - exact.weights and extra.abs().max() < 1e-14
+    x, _ = exact.sample(500)
+    difference = exact.network(x.double()) - published.network(x.double())
+    assert float(difference.detach().abs().max()) < 1e-13
 
 
 @pytest.mark.parametrize(("name", "depth"), CASES)
@@ -131,6 +147,64 @@ def test_random_networks_contain_tickets_as_often_as_promised(width):
     assert existence_probability(net, 1, tolerance) == 0
     with pytest.raises(ValueError, match="tolerance"):
         existence_probability(net, 10, 1.0)
+
+
+def _moved(network, tolerances, seed):
+    """``network``, every non-zero parameter moved by its tolerance, up or down."""
+    torch.manual_seed(seed)
+    moved = copy.deepcopy(network)
+    for layer, e in zip(moved[::2], tolerances, strict=True):
+        for parameter in layer.parameters():
+            signs = 2.0 * torch.randint(2, parameter.shape) - 1
+            parameter.data += e * signs * (parameter != 0)
+    return moved
+
+
+@pytest.mark.parametrize("eps", [0.01, 0.3])
+@pytest.mark.parametrize(
+    ("name", "depth"), [("relu", 5), ("circle", 3), ("circle", 6), ("helix", 5)]
+)
+def test_layer_tolerances_keep_the_function(name, depth, eps):
+    target = TARGETS[name](depth)
+    tolerances = layer_tolerances(target.network, eps)
+    assert len(tolerances) == depth - 1 and min(tolerances) > 0
+    x = target.sample(2000)[0].double()
+    x = torch.cat([x, x.sign()])  # and the corners
+    wanted = target.network(x).detach()
+    for seed in range(5):
+        got = _moved(target.network, tolerances, seed)(x).detach()
+        assert float((got - wanted).norm(dim=1).max()) <= eps
+
+
+def test_layer_tolerances_of_one_layer_are_tight():
+    """|Wx + b| changes by sqrt(m) (1 + |x|_1) e exactly, if all signs agree."""
+    layer = nn.Linear(3, 4, dtype=torch.float64)
+    nn.init.ones_(layer.weight)
+    nn.init.ones_(layer.bias)
+    (e,) = layer_tolerances(nn.Sequential(layer), 0.1)
+    assert e == pytest.approx(0.1 / (2 * 4), rel=1e-12)
+
+
+def test_largest_entries_are_no_norm():
+    """Lemma 1 as published on a 1-n-n-1 network, behind the first layer all ones: the first layer's
+    tolerance alone moves the output by about n/3 times eps."""
+    n, eps = 24, 0.1
+    ones = [nn.Linear(i, o, dtype=torch.float64) for i, o in ((1, n), (n, n), (n, 1))]
+    net = nn.Sequential(ones[0], nn.ReLU(), ones[1], nn.ReLU(), ones[2])
+    for layer in ones:
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    ones[0].weight.data *= 1e-3
+    x = torch.ones(1, 1, dtype=torch.float64)
+    carried = (1 + eps / 3) ** 2  # of the two layers behind: largest entry + eps / L
+    first = eps / (3 * math.sqrt(n * n) * (1 + 1e-3 * n) * carried)  # n_l = k_l,max = n
+    moved = copy.deepcopy(net)
+    moved[0].weight.data += first
+    published = float((moved(x) - net(x)).detach().abs())
+    assert published == pytest.approx(n * n * first, rel=1e-6) and published > 6 * eps
+    ours = layer_tolerances(net, eps)
+    moved[0].weight.data += ours[0] - first
+    assert float((moved(x) - net(x)).detach().abs()) <= eps / 3
 
 
 def test_iou():

@@ -7,11 +7,17 @@ import json
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from sparseticket.cli import main
 from sparseticket.train.theory import EXPERIMENTS
+from sparseticket.train.theory.compare import _live
 
 SMALL = {
+    "subset-sum": {"count": 300},
+    "malach": {"runs": 10, "neurons": 128, "sources": 2},
+    "log": {"runs": 5, "weights": 4},
     "pensia": {"hidden": 16, "epochs": 2},
     "er": {"pairs": 60, "runs": 40, "base": 8, "eps": 0.05, "vgg": 8},
     "attention": {
@@ -22,6 +28,7 @@ SMALL = {
         "block_sources": 2,
     },
     "plant": {"samples": 200, "epochs": 1, "rounds": 2, "round_epochs": 1, "width": 40},
+    "compare": {"smallest": 0.1, "source": 10**6, "seeds": 1},
 }
 
 
@@ -56,6 +63,65 @@ def test_an_experiment_from_the_command_line(reports, name, capsys):
         assert rows
         for row in rows:
             assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
+
+
+def test_subset_sum_rows(reports):
+    tables = reports("subset-sum")["tables"]
+    for row in tables["min_error"]:
+        assert 0 < row["median"] <= row["mean"]
+        assert row["P(>0.1)"] <= row["P(>0.01)"] <= row["P(>0.001)"]
+    for row in tables["min_card"]:
+        assert 1 < row["mean_size"] < 3 and row["unsolved"] <= row["unsolved_by_four"]
+
+
+def test_malach_rows(reports):
+    tables = reports("malach")["tables"]
+    for row in tables["weights"]:
+        assert row["median"] <= row["block"] and row["median_error"] <= row["eps"]
+        if row["rule"] == "paper":
+            assert row["found"] >= row["nominal"] - 4 * math.sqrt(0.1 * 0.9 / 10)
+    exponents = {row["of"]: row["exponent"] for row in tables["fits"]}
+    assert exponents["paper"] == pytest.approx(-1 / 2, abs=0.15)
+    assert exponents["product"] == pytest.approx(-1, abs=0.3)
+    for row in tables["neurons"]:
+        assert 0 < row["kept"] < 0.5 and row["features"] <= row["subnetwork"]
+
+
+def test_log_rows(reports):
+    tables = reports("log")["tables"]
+    for row in tables["remainder"]:
+        assert (row["worst"] <= row["bound"] * (1 + 1e-9)) == (row["gamma"] > 0.6)
+    for row in tables["pools"]:
+        assert row["served"] >= 0.9 and row["each"] < row["proved"]
+    assert all(row["max_error"] <= row["eps"] for row in tables["growth"] if not row["failed"])
+    assert tables["fit"][0]["r2"] > 0.99
+
+
+def test_compare_rows(reports):
+    tables = reports("compare")["tables"]
+    names = list(dict.fromkeys(row["construction"] for row in tables["constructions"]))
+    assert len(names) == 7 and names == [row["construction"] for row in tables["growth"]]
+    for row in tables["constructions"]:
+        assert row["kept"] * 12 <= row["source"]
+        if row["eps"]:
+            assert row["eps"] in (0.4, 0.2, 0.1) and row["failed"] <= 1
+    power = {row["construction"]: row["power"] for row in tables["growth"]}
+    assert power["Malach"] == pytest.approx(2, abs=0.1)
+    assert power["Malach, products"] == pytest.approx(1, abs=0.1)
+    assert power["Burkholz, L+1"] < power["Malach, products"]
+
+
+def test_networks_are_compared_without_what_carries_nothing():
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 40, bias=False), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(40, 3)).requires_grad_(False)
+    for layer in net[::2]:
+        layer.weight *= torch.rand_like(layer.weight) < 0.05
+    net[0].bias[::2] = 0
+    live = _live(net)
+    assert live[0].out_features < 25 and live[2].out_features < 35
+    x = torch.randn(50, 2)
+    torch.testing.assert_close(live(x), net(x), rtol=0, atol=1e-6)
 
 
 def test_pensia_rows(reports):
@@ -117,5 +183,10 @@ def test_planted_regression(tmp_path):
 def test_unknown_experiments(capsys):
     assert main(["theory", "x"]) == 2
     assert "invalid choice: 'x'" in capsys.readouterr().err
-    assert main(["theory", "attention", "--max-width", "8"]) == 2
-    assert "max_width: got 8" in capsys.readouterr().err
+    for name, flag, value in [
+        ("attention", "max_width", "8"),
+        ("malach", "neurons", "32"),
+        ("compare", "smallest", "0"),
+    ]:
+        assert main(["theory", name, f"--{flag.replace('_', '-')}", value]) == 2
+        assert f"{flag}: got {value}" in capsys.readouterr().err

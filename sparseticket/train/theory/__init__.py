@@ -2,14 +2,17 @@
 ``run(config, out)``, which writes NAME.csv, NAME.png and report.json into a folder and returns the
 report, its tables under ``tables``."""
 
-from . import attention, er, pensia, plant, subset_sum
+from . import attention, compare, er, log, malach, pensia, plant, subset_sum
 
 EXPERIMENTS = {
     "subset-sum": subset_sum,
+    "malach": malach,
+    "log": log,
     "pensia": pensia,
     "er": er,
     "attention": attention,
     "plant": plant,
+    "compare": compare,
 }
 
 __all__ = ["EXPERIMENTS"]

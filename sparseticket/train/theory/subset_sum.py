@@ -17,6 +17,7 @@ from .results import write_results
 __all__ = ["Config", "run"]
 
 _BASES = {"uniform": 1, "product": 2}  # how many U[-1, 1] numbers are multiplied
+_HALVES = "halves"  # products of 2n neurons, those whose first weight is positive: n on average
 _BEST = {"uniform": (8, 10, 12, 15, 18, 21), "product": (10, 12, 15, 18, 21)}
 _FEW = (15, 21, 25, 30)
 _LEVELS = (0.1, 0.01, 0.001)
@@ -35,7 +36,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
     """Tables ``min_error`` (the exact optimum) and ``min_card`` (the fewest elements)."""
     tables = {
         "min_error": [_best(config, base, n) for base in _BASES for n in _BEST[base]],
-        "min_card": [_few(config, base, n) for base in _BASES for n in _FEW],
+        "min_card": [_few(config, base, n) for base in (*_BASES, _HALVES) for n in _FEW],
     }
     return write_results("subset-sum", out, config, tables, _draw)
 
@@ -51,6 +52,14 @@ def _instances(config: Config, base: str, n: int) -> tuple[torch.Tensor, torch.T
     return torch.stack(draws).prod(0), _uniform(config.seed, f"{base}.{n}.target", config.count, 1)
 
 
+def _half(config: Config, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Base, targets and how many elements of each row count: what a ReLU lets pass for x > 0."""
+    u, v = (_uniform(config.seed, f"{_HALVES}.{n}.{i}", config.count, 2 * n) for i in range(2))
+    first = (v <= 0).to(torch.uint8).argsort(dim=1, stable=True)
+    t = _uniform(config.seed, f"{_HALVES}.{n}.target", config.count, 1)
+    return (u * v).gather(1, first), t[:, 0], (v > 0).sum(1)
+
+
 def _best(config: Config, base: str, n: int) -> dict[str, Any]:
     a, t = _instances(config, base, n)
     start = time.perf_counter()
@@ -62,13 +71,16 @@ def _best(config: Config, base: str, n: int) -> dict[str, Any]:
 
 
 def _few(config: Config, base: str, n: int) -> dict[str, Any]:
-    a, t = _instances(config, base, n)
-    few = subset_sum(a, t, config.eps, fallback="none")
+    if base == _HALVES:
+        a, t, lengths = _half(config, n)
+    else:
+        (a, t), lengths = _instances(config, base, n), None
+    few = subset_sum(a, t, config.eps, fallback="none", lengths=lengths)
     start = time.perf_counter()
-    found = subset_sum(a, t, config.eps)
+    found = subset_sum(a, t, config.eps, lengths=lengths)
     seconds = time.perf_counter() - start
     solved = found.status == OK
-    sizes = (found.mask[solved][:, None] >> torch.arange(n) & 1).sum(1)
+    sizes = (found.mask[solved][:, None] >> torch.arange(a.shape[1]) & 1).sum(1)
     return {
         "base": base,
         "n": n,
@@ -87,6 +99,7 @@ def _draw(tables, figure) -> None:
         (line,) = left.plot(n, [row["median"] for row in rows], marker="o", label=f"{base}, median")
         mean = [row["mean"] for row in rows]
         left.plot(n, mean, color=line.get_color(), linestyle=":", label=f"{base}, mean")
+    for base in (*_BASES, _HALVES):
         rows = [row for row in tables["min_card"] if row["base"] == base]
         right.plot([r["n"] for r in rows], [r["mean_size"] for r in rows], marker="o", label=base)
     left.set(xlabel="elements n", ylabel="least error", yscale="log")
