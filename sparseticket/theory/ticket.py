@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -57,8 +58,10 @@ class Construction:
         eps: float,
         bound: str,
         redraws: int = 0,
-    ) -> Construction:
-        """``target``: its layers; ``error``: of every entry that had to be approximated."""
+        **more: Any,
+    ) -> Self:
+        """``target``: its layers; ``error``: of every entry that had to be approximated; ``more``:
+        further fields of a subclass."""
         layers = [m for m in source if hasattr(m, "weight")]
         report = ConstructionReport(
             widths=tuple(len(m.weight) for m in layers),
@@ -73,7 +76,7 @@ class Construction:
             mean_error=float(error.mean()) if error.numel() else 0.0,
             bound=bound,
         )
-        return cls(masked(source, masks), source, masks, report)
+        return cls(masked(source, masks), source, masks, report, **more)
 
 
 def check_target(where: str, target: nn.Module, bias: bool = False) -> list[nn.Linear]:
