@@ -302,7 +302,7 @@ def test_a_radius_for_activations_that_bend():
         ([nn.Conv2d(1, 2, 1), nn.AvgPool2d(2, padding=1)], "changes constants"),
         ([nn.Conv2d(1, 2, 1), nn.AvgPool2d(2, divisor_override=3)], "changes constants"),
         ([nn.Conv2d(1, 2, 1), nn.Flatten(0)], "start_dim=1"),
-        ([nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 3, padding=2)], "every tap of its kernel"),
+        ([nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 3, padding=2)], "every tap of"),
         ([nn.Conv2d(1, 2, 2, padding="same")], "uneven"),
         ([nn.Linear(2, 2, dtype=torch.bfloat16)], "got torch.bfloat16"),
     ],
@@ -337,7 +337,7 @@ def test_arguments():
     ]:
         with pytest.raises(ValueError, match=text):
             lplus1_ticket(target, **options)
-    with pytest.raises(TypeError, match="base: got 5.0"):
+    with pytest.raises(TypeError, match=r"base: got 5\.0"):
         lplus1_ticket(target, 5.0)
     target[0].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):

@@ -21,6 +21,7 @@ SMALL = {
         "blocks": 2,
         "block_sources": 2,
     },
+    "lplus1": {"hidden": 8, "channels": 2, "epochs": 1, "base": 15, "images": 40},
     "plant": {"samples": 200, "epochs": 1, "rounds": 2, "round_epochs": 1, "width": 40},
 }
 
@@ -63,6 +64,18 @@ def test_pensia_rows(reports):
         assert row["weights"] <= 64 * 16 + 16 * 10
         assert row["failed"] <= 0.01 * row["subset_sums"]
         assert abs(row["accuracy"] - row["target_accuracy"]) <= 0.03
+
+
+def test_lplus1_rows(reports):
+    tables = reports("lplus1")["tables"]
+    assert [len(tables[name]) for name in ("sweep", "activations", "depth")] == [32, 8, 4]
+    for row in tables["sweep"] + tables["activations"]:
+        assert row["layers"] == 4 and row["sup_error"] <= row["bound"]
+        assert row["failed"] or row["max_error"] <= row.get("eps", 0.01)
+    assert all(row["failed"] == 0 for row in tables["activations"])
+    for more, twice in (tables["depth"][:2], tables["depth"][2:]):
+        assert (more["layers"], twice["layers"]) == (4, 6)
+        assert more["problems"] > 5 * twice["problems"] and more["kept"] > twice["kept"]
 
 
 def test_er_rows(reports):

@@ -1,0 +1,212 @@
+"""T4: trained networks in random ones of one layer more: error, size, activations; L+1 and 2L."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...theory.lplus1 import lplus1_bound, lplus1_ticket
+from ..data import Dataset, load_dataset, loaders
+from ..extractors import build_extractor
+from ..loop import Recipe, option, train_dense
+from .results import write_results
+
+__all__ = ["Config", "run"]
+
+_ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky relu": lambda: nn.LeakyReLU(0.1),
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+}
+_NETS = ("mlp", "conv")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The targets, and what they are found in."""
+
+    dataset: Literal["digits", "mnist"] = option("digits", "what the targets are trained on")
+    data: Path | None = field(
+        default=None, metadata={"help": "folder of the data files; else SPARSETICKET_DATA"}
+    )
+    hidden: int = option(32, "neurons of the MLP's first hidden layer, twice those of its second")
+    channels: int = option(6, "of the first convolution, half of those of the second")
+    epochs: int = option(20, "of training a target")
+    base: int = option(20, "random numbers for each weight")
+    eps: float = option(0.01, "error of a weight")
+    redraws: int = option(20, "source neurons that a neuron may pass over")
+    images: int = option(500, "test images for errors and accuracies, at most")
+    seed: int = option(0, "of every random choice")
+
+    @property
+    def sweep(self) -> list[tuple[int, float]]:
+        """Bases and errors of the first table, around those of the others."""
+        bases = [max(self.base - 10, 1), max(self.base - 5, 1), self.base, min(self.base + 10, 64)]
+        return [(n, self.eps * factor) for n in bases for factor in (10, 3, 1, 0.3)]
+
+
+def run(config: Config, out: Path) -> dict[str, Any]:
+    """Tables ``sweep`` over base and eps, ``activations``, ``depth``: L+1 beside 2L; and ``lenet``,
+    a pretrained one, with MNIST."""
+    dataset = load_dataset(config.dataset, config.data, seed=config.seed)
+    test, radius = dataset.test, float(dataset.train.x.abs().max())
+    found = _Found(config, test.x[: config.images], test.y[: config.images], radius)
+    targets = {(n, a): _trained(n, a, dataset, config) for n in _NETS for a in _ACTIVATIONS}
+    tables = {
+        "sweep": [
+            {"net": n, "base": base, "eps": eps} | found.one_more(targets[n, "relu"], base, eps)
+            for n in _NETS
+            for base, eps in config.sweep
+        ],
+        "activations": [
+            {"net": n, "activation": a} | found.one_more(target, config.base, config.eps)
+            for (n, a), target in targets.items()
+        ],
+        "depth": [
+            {"net": n} | row
+            for n in _NETS
+            for row in (
+                found.one_more(targets[n, "relu"], config.base, config.eps),
+                found.twice(targets[n, "relu"]),
+            )
+        ],
+    }
+    missing = []
+    if config.dataset == "mnist":
+        try:
+            tables["lenet"] = _lenet(dataset, config)
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    return write_results("lplus1", out, config, tables, _draw, radius=radius, missing=missing)
+
+
+def _lenet(dataset: Dataset, config: Config) -> list[dict[str, Any]]:
+    """LeNet-5, which somebody else has trained, on images in [0, 1] of 32 x 32."""
+    target = build_extractor("lenet", dataset.in_shape, data=config.data).net
+    mean, std = (torch.tensor(t).view(-1, 1, 1) for t in (dataset.mean, dataset.std))
+    x = dataset.test.x[: config.images] * std + mean
+    x = F.interpolate(x, (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
+    found = _Found(config, x, dataset.test.y[: config.images], 1.0, nonnegative=True)
+    errors = (3 * config.eps, config.eps, 0.3 * config.eps)
+    return [{"eps": eps} | found.one_more(target, config.base, eps) for eps in errors]
+
+
+def _trained(net: str, activation: str, dataset: Dataset, config: Config) -> nn.Sequential:
+    """An MLP (of halved MNIST images), or three layers of which two are convolutions."""
+    channels, side, _ = dataset.in_shape
+    phi, c, h = _ACTIVATIONS[activation], config.channels, config.hidden
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if net == "mlp":
+            halve = 1 if side <= 14 else 2
+            layers = [nn.AvgPool2d(halve), nn.Flatten()]
+            layers += [nn.Linear(channels * (side // halve) ** 2, h), phi()]
+            layers += [nn.Linear(h, h // 2), phi(), nn.Linear(h // 2, dataset.num_classes)]
+        else:
+            layers = [nn.Conv2d(channels, c, 3, padding=1), phi(), nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(c, 2 * c, 3, padding=1), phi(), nn.MaxPool2d(2), nn.Flatten()]
+            layers += [nn.Linear(2 * c * (side // 4) ** 2, dataset.num_classes)]
+        target = nn.Sequential(*layers)
+    train, val, _ = loaders(dataset, 64, config.seed)
+    recipe = Recipe(epochs=config.epochs, optimizer="adam", lr=3e-3, weight_decay=0.0)
+    train_dense(target, train, val, recipe, seed=config.seed, progress=False)
+    return target.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Tickets, measured on images ``x`` with labels ``y``."""
+
+    config: Config
+    x: Tensor
+    y: Tensor
+    radius: float
+    nonnegative: bool = False
+
+    def one_more(self, target: nn.Sequential, base: int, eps: float) -> dict[str, Any]:
+        """The construction with L+1 layers."""
+        start = time.perf_counter()
+        found = lplus1_ticket(
+            target,
+            base,
+            eps,
+            redraws=self.config.redraws,
+            radius=self.radius,
+            nonnegative=self.nonnegative,
+            seed=self.config.seed,
+        )
+        seconds = time.perf_counter() - start
+        row = self._row(target, found.network, [found.report])
+        bound = float(lplus1_bound(target, found, self.x).max())
+        return row | {"bound": bound, "seconds": seconds}
+
+    def twice(self, target: nn.Sequential) -> dict[str, Any]:
+        """Two layers for each one: that construction for every layer alone."""
+        start = time.perf_counter()
+        modules, reports = [], []
+        for module in target:
+            if not isinstance(module, nn.Linear | nn.Conv2d):
+                modules.append(module)
+                continue
+            found = lplus1_ticket(
+                nn.Sequential(module),
+                self.config.base,
+                self.config.eps,
+                redraws=self.config.redraws,
+                nonnegative=bool(reports),
+                seed=self.config.seed + len(reports),
+            )
+            modules += found.network
+            reports.append(found.report)
+        seconds = time.perf_counter() - start
+        return self._row(target, nn.Sequential(*modules), reports) | {"seconds": seconds}
+
+    @torch.no_grad()
+    def _row(self, target, network, reports) -> dict[str, Any]:
+        wanted, got = target(self.x), network(self.x)
+        names = ("source_weights", "kept", "target_weights", "problems", "failed", "redraws")
+        widths = [width for report in reports for width in report.widths]
+        return {
+            "layers": len(widths),
+            "widths": "-".join(map(str, widths)),
+            **{name: sum(getattr(report, name) for report in reports) for name in names},
+            "max_error": max(report.max_error for report in reports),
+            "sup_error": float((got - wanted).abs().max()),
+            "mean_error": float((got - wanted).abs().mean()),
+            "target_accuracy": self._accuracy(wanted),
+            "accuracy": self._accuracy(got),
+        }
+
+    def _accuracy(self, logits: Tensor) -> float:
+        return float((logits.argmax(1) == self.y).float().mean())
+
+
+def _draw(tables, figure) -> None:
+    errors, kept, depth = figure.subplots(1, 3)
+    for color, base in enumerate(sorted({row["base"] for row in tables["sweep"]})):
+        for net, style in zip(_NETS, ("-", "--"), strict=True):
+            rows = [r for r in tables["sweep"] if (r["net"], r["base"]) == (net, base)]
+            eps = [row["eps"] for row in rows]
+            options = {"color": f"C{color}", "ls": style, "marker": "o"}
+            label = f"base {base}" if net == "mlp" else None
+            errors.plot(eps, [row["mean_error"] for row in rows], label=label, **options)
+            per_weight = [row["kept"] / row["target_weights"] for row in rows]
+            kept.plot(eps, per_weight, **options)
+    errors.set(xscale="log", yscale="log", xlabel="eps", ylabel="mean error of a logit")
+    errors.legend(fontsize=7)
+    kept.set(xscale="log", xlabel="eps (dashed: conv)", ylabel="kept per target weight")
+    rows = tables["depth"]
+    names = [f"{r['net']}, {r['layers']} layers" for r in rows]
+    for shift, column in enumerate(("source_weights", "problems", "kept")):
+        places = [i + 0.25 * shift for i in range(len(rows))]
+        depth.bar(places, [row[column] for row in rows], 0.25, label=column.replace("_", " "))
+    depth.set_xticks([i + 0.25 for i in range(len(rows))], names, fontsize=7)
+    depth.set(yscale="log")
+    depth.legend(fontsize=7)
