@@ -18,7 +18,7 @@ __all__ = ["Draws", "Goal", "Parents", "Part", "choose", "goal_of"]
 
 _MOST = 64  # numbers that a subset sum can choose from
 _AT_ONCE = 1 << 23  # numbers of the subset sums that are solved in one call
-_HOPELESS = 32  # rows, none of which serves, after which no more are tried
+_HOPELESS = 100  # rows, none of which serves, after which no more are tried
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def choose(goal: Goal, parents: Parents, layer, number: int, last: bool, draws: 
         taken += len(open_)
         chosen, off = _solve(weight, links, goal.weight[open_], goal.bias[open_], parents, draws)
         failed = (off > draws.eps).any(1)
-        if attempt == draws.redraws or (len(failed) >= _HOPELESS and bool(failed.all())):
+        hopeless = taken >= _HOPELESS and int(failed.sum()) == len(rows)
+        if attempt == draws.redraws or hopeless:
             failed[:] = False  # these have to do
         rows[open_[~failed]], error[open_[~failed]] = fresh[~failed], off[~failed]
         masks.append(chosen & ~failed[:, None])

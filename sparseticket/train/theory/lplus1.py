@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...masks import regenerate
 from ...theory.lplus1 import lplus1_bound, lplus1_ticket
 from ..data import Dataset, load_dataset, loaders
 from ..extractors import build_extractor
@@ -26,6 +29,8 @@ _ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
 }
 _NETS = ("mlp", "conv")
+_SMALL_BASES = (8, 10, 12, 14)
+_SOURCES = 10
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ class Config:
 
 
 def run(config: Config, out: Path) -> dict[str, Any]:
-    """Tables ``sweep`` over base and eps, ``activations``, ``depth``: L+1 beside 2L; and ``lenet``,
-    a pretrained one, with MNIST."""
+    """Tables ``sweep`` over base and eps, ``activations``, ``depth``: L+1 beside 2L, ``redraws`` on
+    a small random network; and ``lenet``, a pretrained one, with MNIST."""
     dataset = load_dataset(config.dataset, config.data, seed=config.seed)
     test, radius = dataset.test, float(dataset.train.x.abs().max())
     found = _Found(config, test.x[: config.images], test.y[: config.images], radius)
@@ -77,6 +82,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
                 found.twice(targets[n, "relu"]),
             )
         ],
+        "redraws": [_redraws(config, n, most) for n in _SMALL_BASES for most in (0, 1000)],
     }
     missing = []
     if config.dataset == "mnist":
@@ -96,6 +102,30 @@ def _lenet(dataset: Dataset, config: Config) -> list[dict[str, Any]]:
     found = _Found(config, x, dataset.test.y[: config.images], 1.0, nonnegative=True)
     errors = (3 * config.eps, config.eps, 0.3 * config.eps)
     return [{"eps": eps} | found.one_more(target, config.base, eps) for eps in errors]
+
+
+def _redraws(config: Config, base: int, most: int) -> dict[str, Any]:
+    """A random 4-5-5-3 MLP in several sources, with up to ``most`` redraws of a neuron."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        layers = [nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)]
+        target = nn.Sequential(*layers).double().requires_grad_(False)
+    x = regenerate(config.seed, "lplus1.x", (1000, 4), "uniform", sigma=1 / math.sqrt(3)).double()
+    tickets = [
+        lplus1_ticket(target, base, config.eps, redraws=most, seed=config.seed + source)
+        for source in range(_SOURCES)
+    ]
+    reports = [ticket.report for ticket in tickets]
+    errors = [float((ticket.network(x) - target(x)).abs().max()) for ticket in tickets]
+    return {
+        "base": base,
+        "most": most,
+        "widths": "-".join(map(str, reports[0].widths)),
+        "redraws": sum(report.redraws for report in reports) / _SOURCES,
+        "failed": sum(report.failed for report in reports) / _SOURCES,
+        "max_error": max(report.max_error for report in reports),
+        "median_sup_error": statistics.median(errors),
+    }
 
 
 def _trained(net: str, activation: str, dataset: Dataset, config: Config) -> nn.Sequential:
@@ -203,10 +233,10 @@ def _draw(tables, figure) -> None:
     errors.legend(fontsize=7)
     kept.set(xscale="log", xlabel="eps (dashed: conv)", ylabel="kept per target weight")
     rows = tables["depth"]
-    names = [f"{r['net']}, {r['layers']} layers" for r in rows]
+    names = [f"{r['net']}\n{r['layers']} layers" for r in rows]
     for shift, column in enumerate(("source_weights", "problems", "kept")):
         places = [i + 0.25 * shift for i in range(len(rows))]
         depth.bar(places, [row[column] for row in rows], 0.25, label=column.replace("_", " "))
-    depth.set_xticks([i + 0.25 for i in range(len(rows))], names, fontsize=7)
+    depth.set_xticks([i + 0.25 for i in range(len(rows))], names, fontsize=8)
     depth.set(yscale="log")
     depth.legend(fontsize=7)
