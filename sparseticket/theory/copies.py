@@ -18,6 +18,7 @@ __all__ = ["Draws", "Goal", "Parents", "Part", "choose", "goal_of"]
 
 _MOST = 64  # numbers that a subset sum can choose from
 _AT_ONCE = 1 << 23  # numbers of the subset sums that are solved in one call
+_COARSE = 1.0  # what a set of constants may leave to the next one
 _HOPELESS = 100  # rows, none of which serves, after which no more are tried
 
 
@@ -45,16 +46,16 @@ class Draws:
 class Parents:
     """Neurons of a source layer, as the next one sees them.
 
-    ``groups`` [G, m]: which stand for an input of the target's layer (or one sign of it), the first
-    ``lengths`` [G] of each count; ``signs``: groups for an input; ``constants`` [c]: which have the
-    same value everywhere. Of every neuron: ``carried``, that value, or its slope in the input;
-    ``offset``: what else it is where the input is 0; ``limit``: of the next layer's weights to it.
+    ``groups`` [G, m]: which stand for an input of the target's layer (or one sign of it);
+    ``signs``: groups for an input; ``constants``: which have the same value everywhere, in sets of
+    which each makes up for what the one before leaves. Of every neuron: ``carried``, that value, or
+    its slope in the input; ``offset``: what else it is where the input is 0; ``limit``: of the next
+    layer's weights to it.
     """
 
     groups: Tensor
-    lengths: Tensor
     signs: int
-    constants: Tensor
+    constants: tuple[Tensor, ...]
     carried: Tensor
     offset: Tensor
     limit: Tensor
@@ -64,10 +65,8 @@ class Parents:
         in one of them only."""
         groups = self.groups[:, None] * taps + torch.arange(taps)[:, None]
         each = (t.repeat_interleave(taps) for t in (self.carried, self.offset, self.limit))
-        lengths = self.lengths.repeat_interleave(taps)
-        return Parents(
-            groups.flatten(0, 1), lengths, self.signs, self.constants * taps + tap, *each
-        )
+        constants = tuple(some * taps + tap for some in self.constants)
+        return Parents(groups.flatten(0, 1), self.signs, constants, *each)
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,11 @@ class Part:
         """Of the next layer, ``after`` between the two."""
         carried = self.values.new_ones(len(self.rows))
         carried[self.constants] = of_constant(after, self.values)
-        lengths = torch.full((len(self.neurons),), self.neurons.shape[1])
         constants = self.constants[carried[self.constants] != 0]
         ones = torch.ones_like(carried)
-        return Parents(self.neurons, lengths, 1, constants, carried, 0 * ones, ones)
+        return Parents(
+            self.neurons, 1, (constants,) if len(constants) else (), carried, 0 * ones, ones
+        )
 
 
 class _Rows:
@@ -148,7 +148,7 @@ def choose(goal: Goal, parents: Parents, layer, number: int, last: bool, draws: 
     taps = goal.weight.shape[1] // len(parents.groups)
     count = len(parents.carried)
     shape = (count, *layer.kernel_size) if isinstance(layer, nn.Conv2d) else (count * taps,)
-    inside = tap_inside(layer) if number > 1 and len(parents.constants) else 0
+    inside = tap_inside(layer) if number > 1 and parents.constants else 0
     parents = parents.through(taps, inside)
     drawn_ = _Rows(draws, f"lplus1.{number}", shape, parents.limit)
     rows = torch.zeros(len(goal.bias), dtype=torch.int64)
@@ -196,31 +196,30 @@ def _solve(weight, links, goal, bias, parents, draws) -> tuple[Tensor, Tensor]:
         there = None if links is None else links[some]
         exact = weight[some].double()
         values = exact * parents.carried
-        found, off = _subsets(values, there, goal[some], parents.groups, parents.lengths, draws)
-        rest = bias[some] - (exact * found) @ parents.offset
-        count = torch.tensor([len(parents.constants)])
-        more, off_bias = _subsets(
-            values, there, rest[:, None], parents.constants[None], count, draws
-        )
-        chosen.append(found | more)
+        mask, off = _subsets(values, there, goal[some], parents.groups, draws.eps, draws)
+        rest = (bias[some] - (exact * mask) @ parents.offset)[:, None]
+        off_bias = rest.abs()
+        for number, constants in enumerate(parents.constants, 1):
+            eps = _COARSE if number < len(parents.constants) else draws.eps
+            more, off_bias = _subsets(values, there, rest, constants[None], eps, draws)
+            rest = rest - (values * more).sum(1, keepdim=True)
+            mask |= more
+        chosen.append(mask)
         error.append(torch.cat([off, off_bias], 1))
     return torch.cat(chosen), torch.cat(error)
 
 
-def _subsets(values, links, goal, groups, lengths, draws) -> tuple[Tensor, Tensor]:
+def _subsets(values, links, goal, groups, eps, draws) -> tuple[Tensor, Tensor]:
     """Chosen links [children, columns], and errors of ``goal`` [children, groups], each a sum over
     the columns in ``groups`` [groups, m], of links that there are the first 64."""
-    if not groups.numel():
-        return torch.zeros(values.shape, dtype=torch.bool), goal.abs()
-    shape = (len(values), *groups.shape)
-    if links is None:
-        members, counts = groups[:, :_MOST].expand(len(values), -1, -1), lengths.expand(shape[:2])
-    else:
-        there = links[:, groups] & (torch.arange(groups.shape[1]) < lengths[:, None])
-        order = there.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[..., :_MOST]
-        members, counts = groups.expand(shape).gather(-1, order), there.sum(-1)
+    members, lengths = groups.expand(len(values), *groups.shape), None
+    if links is not None:
+        there = links[:, groups]
+        order = there.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
+        members, lengths = members.gather(-1, order), there.sum(-1).clamp(max=_MOST)
+    members = members[..., :_MOST]
     base = values[:, None].expand(-1, len(groups), -1).gather(-1, members)
-    found = subset_sum(base, goal, draws.eps, lengths=counts.clamp(max=_MOST), **draws.solver)
+    found = subset_sum(base, goal, eps, lengths=lengths, **draws.solver)
     taken = bits(found.mask, base.shape[-1]).to(torch.uint8)
     chosen = torch.zeros(values.shape, dtype=torch.uint8)
     chosen.scatter_add_(1, members.flatten(1), taken.flatten(1))

@@ -24,8 +24,8 @@ met is passed over for the next row (a redraw) and stays in the source, all link
 
 Deviations from the paper and from its code:
 
-- the code redraws for ever where the univariate neurons of one sign are few: here, as many are
-  taken as give every input ``base`` of each sign;
+- the code redraws for ever where the univariate neurons of one sign are few: here, so many are
+  drawn that every input has ``base`` of each sign;
 - a constant neuron's value is known, and so enters the next layer's sums as it is, without error;
 - for tanh and the sigmoid, v is U[-s, s], so small that phi(v x) is off its line by eps of it at
   most, and the next layer's weights are large: the products have ReLU's distribution;
@@ -35,6 +35,7 @@ Deviations from the paper and from its code:
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ from .layers import (
 )
 from .ticket import Construction, linear_with
 
-__all__ = ["LPlusOne", "lplus1_bound", "lplus1_ticket"]
+__all__ = ["LPlusOne", "lplus1_bound", "lplus1_budgets", "lplus1_ticket"]
 
 _BOUND = "a weight is off by at most eps wherever its sums were solved; outputs: lplus1_bound"
 _MOST = 64  # numbers that a subset sum can choose from
@@ -71,18 +72,20 @@ class LPlusOne(Construction):
     """``neurons``: for every layer of the target, which neurons of its source layer are copies of
     which of its own, [neurons, copies]; ``rows``: for every source layer, which rows of the random
     weights it has: all up to the last one used, but in the last layer, whose passed-over rows are
-    no outputs; ``links``: of a random sparse source, by parameter, the links that there are."""
+    no outputs; ``links``: of a random sparse source, by parameter, the links that there are;
+    ``errors``: the largest of a weight or bias, for every layer of the target."""
 
     neurons: tuple[Tensor, ...]
     rows: tuple[Tensor, ...]
     links: dict[str, PackedMask]
+    errors: tuple[float, ...]
 
 
 @torch.no_grad()
 def lplus1_ticket(
     target: nn.Sequential,
     base: int | Sequence[int] = 15,
-    eps: float = 0.01,
+    eps: float | Sequence[float] = 0.01,
     *,
     density: float = 1.0,
     redraws: int = 20,
@@ -97,6 +100,7 @@ def lplus1_ticket(
     LeakyReLU, Tanh, Sigmoid or Identity, pooling, Flatten; float32 or float64. The added layer has
     its first activation. ``base``: rho, the random numbers that a subset sum chooses from, at most
     64, one for all layers of the target or one for each: the first, which has products, needs more.
+    ``eps``: error of a weight, likewise; see :func:`lplus1_budgets`.
     ``density``: of a random mask on the source's links (not those of the added layer), each one
     there with that probability; copies are then so many that ``base`` of their links are there.
     ``redraws``: source neurons that a neuron may pass over; then it keeps the last one, and what is
@@ -111,9 +115,9 @@ def lplus1_ticket(
     at = [i for i, m in enumerate(modules) if isinstance(m, LAYERS)]
     layers = [modules[i] for i in at]
     check_seed(seed)
-    numbers = _check_numbers(base, len(layers), eps, density, redraws, radius)
+    numbers, budgets = _check_numbers(base, eps, len(layers), density, redraws, radius)
     copies = [math.ceil((n + 2 * math.sqrt(n * (1 - density))) / density) for n in numbers] + [1]
-    draws = Draws(seed, layers[0].weight, density, redraws, eps, solver)
+    draws = Draws(seed, layers[0].weight, density, redraws, budgets[0], solver)
     biased = [m.bias is not None and bool((m.bias != 0).any()) for m in layers]
     phi = next((m for m in modules if line_of(m) is not None), nn.ReLU())
     added, parents = _added_layer(
@@ -125,6 +129,7 @@ def lplus1_ticket(
         after = modules[start + 1 : end]
         constants = copies[number] if any(biased[number:]) else 0
         goal = goal_of(layer, parents, copies[number], constants, after)
+        draws = dataclasses.replace(draws, eps=budgets[number - 1])
         part = choose(goal, parents, layer, number, end is None, draws)
         if number == 1:
             for parameter, mask in _kept_of_added(added, parents, part.chosen).items():
@@ -140,70 +145,64 @@ def lplus1_ticket(
         masks,
         layers,
         torch.cat([part.error.flatten() for part in parts]),
-        eps,
+        torch.cat(
+            [torch.full_like(p.error, e).flatten() for p, e in zip(parts, budgets, strict=True)]
+        ),
         _BOUND,
         sum(part.redraws for part in parts),
         neurons=tuple(part.neurons for part in parts),
         rows=(torch.arange(len(added.weight)), *(part.rows for part in parts)),
         links=links,
+        errors=tuple(float(part.error.max()) for part in parts),
     )
 
 
-def _check_numbers(base, layers, eps, density, redraws, radius) -> list[int]:
-    """``base`` for every layer."""
-    if not isinstance(base, int | Sequence):
-        raise TypeError(f"base: got {base!r}, need an integer, or one for each layer")
-    numbers = [base] * layers if isinstance(base, int) else list(base)
-    if len(numbers) != layers or not all(1 <= n <= _MOST for n in numbers):
+def _check_numbers(base, eps, layers, density, redraws, radius) -> tuple[list[int], list[float]]:
+    """``base`` and ``eps`` for every layer."""
+    for name, value in (("base", base), ("eps", eps)):
+        if not isinstance(value, int | float | Sequence):
+            raise TypeError(f"{name}: got {value!r}, need a number, or one for each layer")
+    numbers = list(base) if isinstance(base, Sequence) else [base] * layers
+    if len(numbers) != layers or not all(n in range(1, _MOST + 1) for n in numbers):
         raise ValueError(f"base: got {base}, need 1 to {_MOST}, one number or {layers}")
+    budgets = list(eps) if isinstance(eps, Sequence) else [eps] * layers
+    if len(budgets) != layers or not all(0 < e < math.inf for e in budgets):
+        raise ValueError(f"eps: got {eps}, need finite numbers > 0, one or {layers}")
     if check_density(density) == 0:
         raise ValueError("density: got 0, need a source with links")
-    for name, value in (("eps", eps), ("radius", radius)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: got {value}, need a finite number > 0")
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius: got {radius}, need a finite number > 0")
     if redraws < 0:
         raise ValueError(f"redraws: got {redraws}, need at least 0")
-    return numbers
+    return numbers, budgets
 
 
 def _added_layer(
     layer, phi, copies, biased, nonnegative, radius, draws
 ) -> tuple[nn.Module, Parents]:
-    """Neurons v x_i, one input after the other in rounds, until all have ``copies`` of each sign;
-    then constant ones."""
-    line, inputs = line_of(phi), inputs_of(layer)
+    """Neurons phi(v x_i), then constant ones."""
+    line = line_of(phi)
     offset = float(phi(torch.zeros((), dtype=torch.float64)))
     limit = math.sqrt(draws.eps * line.above / line.cubic) / radius if line.cubic else 2.0
+    signs = [0] if line.above == line.below else [1] if nonnegative else [1, -1]
     constants = 2 * copies * (2 if offset else 1) if biased or offset else 0
-    rounds = copies
-    while True:
-        neurons = rounds * inputs
-        weight = draws.weight("lplus1.0", (neurons + constants, inputs), limit)
-        slopes = weight[:neurons].view(rounds, inputs, inputs).diagonal(dim1=1, dim2=2)
-        sides = [slopes > 0, slopes < 0][: 1 if nonnegative else 2]
-        if line.above == line.below:
-            sides = [slopes != 0]
-        there = torch.stack(sides, 2).flatten(1).T  # [inputs * signs, rounds]
-        lengths = there.sum(1)
-        if int(lengths.min()) >= copies:
-            break
-        rounds += 1 + copies // 4
-    order = there.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, : lengths.max()]
-    groups = order * inputs + torch.arange(inputs).repeat_interleave(len(sides))[:, None]
-    bias = draws.weight("lplus1.0.bias", (neurons + constants,), 2.0)
-    values = of_constant([phi], bias[neurons:].double())
-    slope = line.above if len(sides) == 1 else line.above + line.below
+    weight, own, groups = _univariate(inputs_of(layer), copies, signs, constants, limit, draws)
+    slope = line.above if len(signs) == 1 else line.above + line.below
     next_limit = 2 / (limit * line.above)
-    # phi(0) of all chosen neurons adds up as a random walk does; constants must undo it
-    reach = next_limit * max(1, math.sqrt(dense_weight(layer)[0].numel()) / 4) if offset else 1.0
+    bias = draws.weight("lplus1.0.bias", (len(weight),), 2.0)
+    values = of_constant([phi], bias[len(own) :].double())
+    reaches = torch.ones_like(values)
+    if offset:  # what all chosen neurons add is a random walk: half of the constants go as far
+        steps = dense_weight(layer)[0].numel()
+        reaches[: constants // 2] = next_limit * max(1, math.sqrt(steps) / 4)
+    sets = (torch.arange(constants)[values != 0] + len(own)).tensor_split(2 if offset else 1)
     parents = Parents(
         groups,
-        lengths,
-        len(sides),
-        neurons + values.nonzero()[:, 0],
-        torch.cat([slopes.flatten().double() * slope, values]),
-        torch.cat([values.new_full((neurons,), offset), values.new_zeros(constants)]),
-        torch.cat([weight.new_full((neurons,), next_limit), weight.new_full((constants,), reach)]),
+        len(signs),
+        tuple(some for some in sets if len(some)),
+        torch.cat([own.double() * slope, values]),
+        torch.cat([torch.full_like(own.double(), offset), torch.zeros_like(values)]),
+        torch.cat([torch.full_like(own.double(), next_limit), reaches]),
     )
     bias = bias if constants else None
     if isinstance(layer, nn.Linear):
@@ -211,11 +210,29 @@ def _added_layer(
     return convolution(layer, weight[..., None, None], bias=bias), parents
 
 
+def _univariate(inputs, copies, signs, constants, limit, draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Random rows, each for one input, the inputs going round until all have ``copies`` of each of
+    ``signs`` (0: any), and ``constants`` more; what they are of their inputs; and which are those
+    [inputs * signs, copies]."""
+    rounds = copies
+    while True:
+        weight = draws.weight("lplus1.0", (rounds * inputs + constants, inputs), limit)
+        own = weight[: rounds * inputs].view(rounds, inputs, inputs).diagonal(dim1=1, dim2=2)
+        fits = torch.stack([own * s > 0 if s else own != 0 for s in signs], 2).flatten(1).T
+        if int(fits.sum(1).min()) >= copies:
+            break
+        rounds += 1 + copies // 4
+    order = fits.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :copies]
+    owner = torch.arange(inputs).repeat_interleave(len(signs))
+    return weight, own.flatten(), order * inputs + owner[:, None]
+
+
 def _kept_of_added(added: nn.Module, parents: Parents, chosen: Tensor) -> dict[str, Tensor]:
     """Masks of the added layer: the input of every neuron that is used, or its bias."""
     used = chosen.flatten(1).any(0).view(len(parents.carried), -1).any(1)
     constant = torch.zeros_like(used)
-    constant[parents.constants] = True
+    for some in parents.constants:
+        constant[some] = True
     neurons = (used & ~constant).nonzero()[:, 0]
     masks = {"weight": torch.zeros(added.weight.shape, dtype=torch.bool)}
     masks["weight"][neurons, neurons % added.weight.shape[1]] = True
@@ -224,12 +241,28 @@ def _kept_of_added(added: nn.Module, parents: Parents, chosen: Tensor) -> dict[s
     return masks
 
 
+def lplus1_budgets(target: nn.Sequential, eps: float) -> list[float]:
+    """An ``eps`` for every layer of ``target``, by which all disturb the outputs about as much as
+    ``eps`` in the last one: smaller ones in front.
+
+    A sum has about two links, whose weights' squares are 0.4 on average, so that copies which are
+    off by independent errors d leave their child off by about sqrt(k) d, k the nonzero weights of
+    the child. It is a rule, not a bound; that is :func:`lplus1_bound`.
+    """
+    layers = [m for m in check_modules(target) if isinstance(m, LAYERS)]
+    budgets = [eps]
+    for layer in layers[:0:-1]:
+        nonzero = int((layer.weight != 0).sum()) / len(layer.weight)
+        budgets.insert(0, budgets[0] / math.sqrt(max(nonzero, 1)))
+    return budgets
+
+
 @torch.no_grad()
 def lplus1_bound(target: nn.Sequential, found: LPlusOne, x: Tensor) -> Tensor:
     """How far the outputs of ``found.network`` can be from those of ``target`` at ``x``, each one,
     but for rounding.
 
-    With e the largest error of a weight, layer by layer: |dz| <= |U| |dh| + e (|h|_1 + 1), |U| the
+    With e a layer's largest error of a weight: |dz| <= |U| |dh| + e (|h|_1 + 1), |U| the
     chosen random weights, h the target's inputs that a neuron sees; |dh| <= Lip(phi) |dz|. Neurons
     of the added layer are off their lines by c |v x|^3.
     """
@@ -237,12 +270,13 @@ def lplus1_bound(target: nn.Sequential, found: LPlusOne, x: Tensor) -> Tensor:
     start = next(i for i, m in enumerate(modules) if isinstance(m, LAYERS))
     h = nn.Sequential(*modules[:start])(x)
     off = line_of(network[start + 1]).cubic * _magnitude(network[start])(h.abs()) ** 3
-    neurons = iter(found.neurons)
+    sizes = zip(found.neurons, found.errors, strict=True)
     for module, twin in zip(modules[start:], network[start + 2 :], strict=True):
         if isinstance(module, LAYERS):
             seen = like(module, torch.ones_like(dense_weight(module)[:1]))(h.abs())
             off = _magnitude(twin)(off)
-            off[:, next(neurons).flatten()] += found.report.max_error * (seen + 1)
+            neurons, e = next(sizes)
+            off[:, neurons.flatten()] += e * (seen + 1)
         else:
             line = line_of(module)
             off = twin(off) if line is None else line.lipschitz * off

@@ -12,7 +12,7 @@ from torch import nn
 from sparseticket.masks import regenerate
 from sparseticket.theory import copies
 from sparseticket.theory.er import strong_er_ticket
-from sparseticket.theory.lplus1 import lplus1_bound, lplus1_ticket
+from sparseticket.theory.lplus1 import lplus1_bound, lplus1_budgets, lplus1_ticket
 
 PHIS = {
     "relu": nn.ReLU,
@@ -189,23 +189,51 @@ def test_neurons_of_the_added_layer_see_one_input():
         assert not bool(bias[seen > 0].any())
 
 
+def test_the_offsets_of_sigmoids_are_undone_at_any_eps():
+    """They add up to large numbers; coarse constants undo them, fine ones what those leave."""
+    target = made(nn.Linear(64, 3), nn.Sigmoid())
+    x = inputs(target)
+    for eps in (0.01, 1e-4):
+        found = lplus1_ticket(target, 24, eps, seed=1)
+        check(target, found, x, eps)
+    offsets = 0.5 * found.network[2].weight[:, : -4 * 24].sum(1)
+    assert float(offsets.abs().max()) > 50
+
+
+def test_an_eps_for_every_layer():
+    target = made(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2))
+    target[4].weight[0, :3] = 0
+    budgets = lplus1_budgets(target, 0.04)
+    assert budgets[2] == 0.04
+    assert budgets[1] == pytest.approx(0.04 / math.sqrt(7.5))
+    assert budgets[0] == pytest.approx(budgets[1] / math.sqrt(6))
+    found = lplus1_ticket(target, 20, budgets, seed=1)
+    check(target, found, inputs(target), 0.04)
+    assert all(0.5 * e < error <= e for e, error in zip(budgets, found.errors, strict=True))
+    assert max(found.errors) == found.report.max_error and found.report.eps == 0.04
+    x = inputs(target)
+    alike = lplus1_ticket(target, 20, 0.04, seed=1)
+    errors = [(f.network(x) - target(x)).square().mean() for f in (found, alike)]
+    assert errors[0] < 0.5 * errors[1]
+
+
 # Redraws --------------------------------------------------------------------------------------
 
 
 def test_redraws_are_reported_and_met_sums_are_never_worse():
     target = mlp()
-    none = lplus1_ticket(target, 7, 0.01, redraws=0).report
-    some = lplus1_ticket(target, 7, 0.01, redraws=3).report
-    many = lplus1_ticket(target, 7, 0.01, redraws=300).report
+    none = lplus1_ticket(target, 9, 0.01, redraws=0).report
+    some = lplus1_ticket(target, 9, 0.01, redraws=3).report
+    many = lplus1_ticket(target, 9, 0.01, redraws=300).report
     assert none.redraws == 0 and none.failed > 0 and none.max_error > 0.01
     assert some.redraws > 0 and some.failed < none.failed
     assert many.failed == 0 and many.max_error <= 0.01
 
 
 def test_passed_over_neurons_are_in_the_source_without_links():
-    found = lplus1_ticket(mlp(), 7, 0.01, redraws=300)
+    found = lplus1_ticket(mlp(), 9, 0.01, redraws=300)
     tried = [int(rows.max()) + 1 for rows in found.rows[1:]]
-    needed = [7 * 4 + 7, 7 * 3 + 7, 2]  # copies, and as many constants
+    needed = [9 * 4 + 9, 9 * 3 + 9, 2]  # copies, and as many constants
     assert found.report.redraws == sum(tried) - sum(needed) > 0
     assert found.report.widths[1:] == (*tried[:-1], 2)
     serving = found.neurons[0].flatten()
@@ -336,6 +364,8 @@ def test_arguments():
         ({"base": 65}, "base: got 65"),
         ({"base": [5, 5]}, r"base: got \[5, 5\], need 1 to 64, one number or 3"),
         ({"eps": 0}, "eps: got 0"),
+        ({"eps": [0.1]}, r"eps: got \[0\.1\], need finite numbers > 0, one or 3"),
+        ({"base": 5.5}, r"base: got 5\.5"),
         ({"eps": math.nan}, "eps: got nan"),
         ({"radius": math.inf}, "radius: got inf"),
         ({"density": 0.0}, "density: got 0"),
@@ -345,8 +375,9 @@ def test_arguments():
     ]:
         with pytest.raises(ValueError, match=text):
             lplus1_ticket(target, **options)
-    with pytest.raises(TypeError, match=r"base: got 5\.0"):
-        lplus1_ticket(target, 5.0)
+    for options in ({"base": None}, {"eps": None}):
+        with pytest.raises(TypeError, match="got None, need a number, or one for each layer"):
+            lplus1_ticket(target, **options)
     target[0].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         lplus1_ticket(target)

@@ -21,7 +21,7 @@ SMALL = {
         "blocks": 2,
         "block_sources": 2,
     },
-    "lplus1": {"hidden": 8, "channels": 2, "epochs": 1, "base": 15, "images": 40},
+    "lplus1": {"hidden": 8, "channels": 2, "epochs": 1, "images": 40, "sources": 2},
     "plant": {"samples": 200, "epochs": 1, "rounds": 2, "round_epochs": 1, "width": 40},
 }
 
@@ -68,14 +68,19 @@ def test_pensia_rows(reports):
 
 def test_lplus1_rows(reports):
     tables = reports("lplus1")["tables"]
-    assert [len(tables[name]) for name in ("sweep", "activations", "depth")] == [32, 8, 4]
+    sizes = {"sweep": 24, "activations": 16, "depth": 6, "redraws": 8}
+    assert {name: len(rows) for name, rows in tables.items()} == sizes
     for row in tables["sweep"] + tables["activations"]:
         assert row["layers"] == 4 and row["sup_error"] <= row["bound"]
         assert row["failed"] or row["max_error"] <= row.get("eps", 0.01)
-    assert all(row["failed"] == 0 for row in tables["activations"])
-    for more, twice in (tables["depth"][:2], tables["depth"][2:]):
-        assert (more["layers"], twice["layers"]) == (4, 6)
-        assert more["problems"] > 5 * twice["problems"] and more["kept"] > twice["kept"]
+    for same, by_layer, twice in (tables["depth"][:3], tables["depth"][3:]):
+        assert (same["layers"], twice["layers"]) == (4, 6)
+        assert same["problems"] > 5 * twice["problems"] and same["kept"] > twice["kept"]
+        assert same["failed"] == 0 and by_layer["max_error"] <= 0.01
+        assert by_layer["mean_error"] < same["mean_error"]
+    for none, many in zip(tables["redraws"][::2], tables["redraws"][1::2], strict=True):
+        assert none["redraws"] == 0 and many["failed"] <= none["failed"]
+    assert tables["redraws"][-1]["failed"] == 0
 
 
 def test_er_rows(reports):

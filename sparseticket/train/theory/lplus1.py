@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...masks import regenerate
-from ...theory.lplus1 import lplus1_bound, lplus1_ticket
+from ...theory.lplus1 import lplus1_bound, lplus1_budgets, lplus1_ticket
 from ..data import Dataset, load_dataset, loaders
 from ..extractors import build_extractor
 from ..loop import Recipe, option, train_dense
@@ -30,7 +30,6 @@ _ACTIVATIONS = {
 }
 _NETS = ("mlp", "conv")
 _SMALL_BASES = (8, 10, 12, 14)
-_SOURCES = 10
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,13 @@ class Config:
     eps: float = option(0.01, "error of a weight")
     redraws: int = option(20, "source neurons that a neuron may pass over")
     images: int = option(500, "test images for errors and accuracies, at most")
+    sources: int = option(10, "random networks for the table of redraws")
     seed: int = option(0, "of every random choice")
 
     @property
     def sweep(self) -> list[tuple[int, float]]:
         """Bases and errors of the first table, around those of the others."""
-        bases = [max(self.base - 10, 1), max(self.base - 5, 1), self.base, min(self.base + 10, 64)]
+        bases = [max(self.base - 5, 1), self.base, min(self.base + 10, 64)]
         return [(n, self.eps * factor) for n in bases for factor in (10, 3, 1, 0.3)]
 
 
@@ -71,16 +71,15 @@ def run(config: Config, out: Path) -> dict[str, Any]:
             for base, eps in config.sweep
         ],
         "activations": [
-            {"net": n, "activation": a} | found.one_more(target, config.base, config.eps)
+            {"net": n, "activation": a} | row
             for (n, a), target in targets.items()
+            for row in found.both(target)
         ],
         "depth": [
             {"net": n} | row
             for n in _NETS
-            for row in (
-                found.one_more(targets[n, "relu"], config.base, config.eps),
-                found.twice(targets[n, "relu"]),
-            )
+            for target in [targets[n, "relu"]]
+            for row in (*found.both(target), found.twice(target))
         ],
         "redraws": [_redraws(config, n, most) for n in _SMALL_BASES for most in (0, 1000)],
     }
@@ -100,8 +99,7 @@ def _lenet(dataset: Dataset, config: Config) -> list[dict[str, Any]]:
     x = dataset.test.x[: config.images] * std + mean
     x = F.interpolate(x, (32, 32), mode="bilinear", antialias=True).clamp(0, 1)
     found = _Found(config, x, dataset.test.y[: config.images], 1.0, nonnegative=True)
-    errors = (3 * config.eps, config.eps, 0.3 * config.eps)
-    return [{"eps": eps} | found.one_more(target, config.base, eps) for eps in errors]
+    return [*found.both(target), found.twice(target)]
 
 
 def _redraws(config: Config, base: int, most: int) -> dict[str, Any]:
@@ -113,7 +111,7 @@ def _redraws(config: Config, base: int, most: int) -> dict[str, Any]:
     x = regenerate(config.seed, "lplus1.x", (1000, 4), "uniform", sigma=1 / math.sqrt(3)).double()
     tickets = [
         lplus1_ticket(target, base, config.eps, redraws=most, seed=config.seed + source)
-        for source in range(_SOURCES)
+        for source in range(config.sources)
     ]
     reports = [ticket.report for ticket in tickets]
     errors = [float((ticket.network(x) - target(x)).abs().max()) for ticket in tickets]
@@ -121,8 +119,8 @@ def _redraws(config: Config, base: int, most: int) -> dict[str, Any]:
         "base": base,
         "most": most,
         "widths": "-".join(map(str, reports[0].widths)),
-        "redraws": sum(report.redraws for report in reports) / _SOURCES,
-        "failed": sum(report.failed for report in reports) / _SOURCES,
+        "redraws": sum(report.redraws for report in reports) / config.sources,
+        "failed": sum(report.failed for report in reports) / config.sources,
         "max_error": max(report.max_error for report in reports),
         "median_sup_error": statistics.median(errors),
     }
@@ -160,8 +158,17 @@ class _Found:
     radius: float
     nonnegative: bool = False
 
-    def one_more(self, target: nn.Sequential, base: int, eps: float) -> dict[str, Any]:
-        """The construction with L+1 layers."""
+    def both(self, target: nn.Sequential) -> list[dict[str, Any]]:
+        """L+1 layers with one eps for all weights, and with one for every layer."""
+        base, eps = self.config.base, self.config.eps
+        by_layer = lplus1_budgets(target, eps)
+        return [
+            {"construction": "L+1, one eps"} | self.one_more(target, base, eps),
+            {"construction": "L+1, eps by layer"} | self.one_more(target, base, by_layer),
+        ]
+
+    def one_more(self, target: nn.Sequential, base: int, eps: float | list[float]):
+        """L+1 layers."""
         start = time.perf_counter()
         found = lplus1_ticket(
             target,
@@ -178,7 +185,7 @@ class _Found:
         return row | {"bound": bound, "seconds": seconds}
 
     def twice(self, target: nn.Sequential) -> dict[str, Any]:
-        """Two layers for each one: that construction for every layer alone."""
+        """Two layers for each one of a ReLU network: L+1 for every layer alone."""
         start = time.perf_counter()
         modules, reports = [], []
         for module in target:
@@ -190,13 +197,14 @@ class _Found:
                 self.config.base,
                 self.config.eps,
                 redraws=self.config.redraws,
-                nonnegative=bool(reports),
+                nonnegative=self.nonnegative or bool(reports),
                 seed=self.config.seed + len(reports),
             )
             modules += found.network
             reports.append(found.report)
         seconds = time.perf_counter() - start
-        return self._row(target, nn.Sequential(*modules), reports) | {"seconds": seconds}
+        row = self._row(target, nn.Sequential(*modules), reports)
+        return {"construction": "2L"} | row | {"seconds": seconds}
 
     @torch.no_grad()
     def _row(self, target, network, reports) -> dict[str, Any]:
@@ -233,10 +241,10 @@ def _draw(tables, figure) -> None:
     errors.legend(fontsize=7)
     kept.set(xscale="log", xlabel="eps (dashed: conv)", ylabel="kept per target weight")
     rows = tables["depth"]
-    names = [f"{r['net']}\n{r['layers']} layers" for r in rows]
+    names = ["\n".join([row["net"], *row["construction"].split(", ")]) for row in rows]
     for shift, column in enumerate(("source_weights", "problems", "kept")):
         places = [i + 0.25 * shift for i in range(len(rows))]
         depth.bar(places, [row[column] for row in rows], 0.25, label=column.replace("_", " "))
-    depth.set_xticks([i + 0.25 for i in range(len(rows))], names, fontsize=8)
+    depth.set_xticks([i + 0.25 for i in range(len(rows))], names, fontsize=7)
     depth.set(yscale="log")
     depth.legend(fontsize=7)
