@@ -241,7 +241,7 @@ def _draw(tables, figure) -> None:
     errors.legend(fontsize=7)
     kept.set(xscale="log", xlabel="eps (dashed: conv)", ylabel="kept per target weight")
     rows = tables["depth"]
-    names = ["\n".join([row["net"], *row["construction"].split(", ")]) for row in rows]
+    names = [f"{row['net']} {row['construction']}".replace(" ", "\n") for row in rows]
     for shift, column in enumerate(("source_weights", "problems", "kept")):
         places = [i + 0.25 * shift for i in range(len(rows))]
         depth.bar(places, [row[column] for row in rows], 0.25, label=column.replace("_", " "))
