@@ -83,6 +83,12 @@ def test_lplus1_rows(reports):
     assert tables["redraws"][-1]["failed"] == 0
 
 
+def test_lenet_needs_its_images():
+    config = EXPERIMENTS["lplus1"].Config
+    with pytest.raises(ValueError, match="nets: got lenet with dataset='digits', need mnist"):
+        config(nets="lenet")
+
+
 def test_er_rows(reports):
     tables = reports("er")["tables"]
     for row in tables["coverage"]:

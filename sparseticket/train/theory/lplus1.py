@@ -42,6 +42,9 @@ class Config:
     data: Path | None = field(
         default=None, metadata={"help": "folder of the data files; else SPARSETICKET_DATA"}
     )
+    nets: Literal["small", "lenet"] = option(
+        "small", "an MLP and a convolutional network trained here, or a pretrained LeNet-5 (mnist)"
+    )
     hidden: int = option(32, "neurons of the MLP's first hidden layer, twice those of its second")
     channels: int = option(6, "of the first convolution, half of those of the second")
     epochs: int = option(20, "of training a target")
@@ -52,6 +55,10 @@ class Config:
     sources: int = option(10, "random networks for the table of redraws")
     seed: int = option(0, "of every random choice")
 
+    def __post_init__(self) -> None:
+        if self.nets == "lenet" and self.dataset != "mnist":
+            raise ValueError(f"nets: got lenet with dataset={self.dataset!r}, need mnist")
+
     @property
     def sweep(self) -> list[tuple[int, float]]:
         """Bases and errors of the first table, around those of the others."""
@@ -60,14 +67,19 @@ class Config:
 
 
 def run(config: Config, out: Path) -> dict[str, Any]:
-    """Tables ``sweep`` over base and eps, ``activations``, ``depth``: L+1 beside 2L, ``redraws`` on
-    a small random network; and ``lenet``, a pretrained one, with MNIST."""
+    """Tables ``depth``: L+1 beside 2L; and for the small nets ``sweep`` over base and eps,
+    ``activations``, ``redraws`` on a random network."""
     dataset = load_dataset(config.dataset, config.data, seed=config.seed)
-    test, radius = dataset.test, float(dataset.train.x.abs().max())
-    images = test.x[: config.images], test.y[: config.images]
+    tables = _lenet(dataset, config) if config.nets == "lenet" else _small(dataset, config)
+    return write_results("lplus1", out, config, tables, _draw)
+
+
+def _small(dataset: Dataset, config: Config) -> dict[str, list[dict[str, Any]]]:
+    images = dataset.test.x[: config.images], dataset.test.y[: config.images]
+    radius = float(dataset.train.x.abs().max())
     found = _Found(*images, config.base, config.eps, config.redraws, config.seed, radius)
     targets = {(n, a): _trained(n, a, dataset, config) for n in _NETS for a in _ACTIVATIONS}
-    tables = {
+    return {
         "sweep": [
             {"net": n, "base": base, "eps": eps} | found.one_more(targets[n, "relu"], base, eps)
             for n in _NETS
@@ -86,16 +98,9 @@ def run(config: Config, out: Path) -> dict[str, Any]:
         ],
         "redraws": [_redraws(config, n, most) for n in _SMALL_BASES for most in (0, 1000)],
     }
-    missing = []
-    if config.dataset == "mnist":
-        try:
-            tables["lenet"] = _lenet(dataset, config)
-        except FileNotFoundError as error:
-            missing.append(str(error))
-    return write_results("lplus1", out, config, tables, _draw, radius=radius, missing=missing)
 
 
-def _lenet(dataset: Dataset, config: Config) -> list[dict[str, Any]]:
+def _lenet(dataset: Dataset, config: Config) -> dict[str, list[dict[str, Any]]]:
     """LeNet-5, which somebody else has trained, on images in [0, 1] of 32 x 32."""
     target = build_extractor("lenet", dataset.in_shape, data=config.data).net
     mean, std = (torch.tensor(t).view(-1, 1, 1) for t in (dataset.mean, dataset.std))
@@ -111,7 +116,8 @@ def _lenet(dataset: Dataset, config: Config) -> list[dict[str, Any]]:
         radius=1.0,
         nonnegative=True,
     )
-    return [*found.both(target), found.twice(target)]
+    rows = (*found.both(target), found.twice(target))
+    return {"depth": [{"net": "lenet"} | row for row in rows]}
 
 
 def _redraws(config: Config, base: int, most: int) -> dict[str, Any]:
@@ -242,9 +248,10 @@ class _Found:
 
 def _draw(tables, figure) -> None:
     errors, kept, depth = figure.subplots(1, 3)
-    for color, base in enumerate(sorted({row["base"] for row in tables["sweep"]})):
+    sweep = tables.get("sweep", [])
+    for color, base in enumerate(sorted({row["base"] for row in sweep})):
         for net, style in zip(_NETS, ("-", "--"), strict=True):
-            rows = [r for r in tables["sweep"] if (r["net"], r["base"]) == (net, base)]
+            rows = [r for r in sweep if (r["net"], r["base"]) == (net, base)]
             eps = [row["eps"] for row in rows]
             options = {"color": f"C{color}", "ls": style, "marker": "o"}
             label = f"base {base}" if net == "mlp" else None
@@ -252,8 +259,9 @@ def _draw(tables, figure) -> None:
             per_weight = [row["kept"] / row["target_weights"] for row in rows]
             kept.plot(eps, per_weight, **options)
     errors.set(xscale="log", yscale="log", xlabel="eps", ylabel="mean error of a logit")
-    errors.legend(fontsize=7)
     kept.set(xscale="log", xlabel="eps (dashed: conv)", ylabel="kept per target weight")
+    if sweep:
+        errors.legend(fontsize=7)
     rows = tables["depth"]
     names = [f"{row['net']} {row['construction']}".replace(" ", "\n") for row in rows]
     for shift, column in enumerate(("source_weights", "problems", "kept")):
