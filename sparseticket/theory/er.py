@@ -18,6 +18,7 @@ Deviations from the paper and from its code (RelationalML/sparse_to_sparse):
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseticket import ops
 from sparseticket.formats import check_density, kept_count
-from sparseticket.masks import PackedMask, layer_number, random_mask
+from sparseticket.masks import PackedMask, random_mask
 from sparseticket.prng import check_seed
 
-from .solver import OK, subset_sum
+from .lplus1 import lplus1_ticket
+from .pairs import uniform
+from .ticket import linear_with
 
 __all__ = [
     "ERTicket",
@@ -78,7 +80,7 @@ def er_masks(
             kept = kept_count(density, math.prod(shape))
             masks.append(random_mask(seed, layer, shape, kept))
         else:
-            drawn = _uniform(seed, layer, shape, "mask") < check_density(density)
+            drawn = uniform(seed, layer, shape, "mask") < check_density(density)
             masks.append(PackedMask.from_dense(drawn))
     return masks
 
@@ -89,7 +91,7 @@ def flow_correction(masks: Sequence[PackedMask], *, seed: int = 0) -> list[Packe
     corrected = []
     for i, mask in enumerate(masks):
         dense = mask.to_dense()
-        draws = _uniform(seed, f"flow.{i}", mask.shape, "growth")
+        draws = uniform(seed, f"flow.{i}", mask.shape, "growth")
         for axis in (0, 1):
             dense |= _one_per_dead_unit(dense, draws, axis)
         corrected.append(PackedMask.from_dense(dense))
@@ -185,7 +187,7 @@ def er_ticket(
         )
         weight = signed.repeat_interleave(copies[i + 1], 0).repeat_interleave(copies[i], 1)
         bias = None if layer.bias is None else layer.bias.repeat_interleave(copies[i + 1])
-        layers += [_linear(weight * chosen, bias), nn.ReLU()]
+        layers += [linear_with(weight * chosen, bias), nn.ReLU()]
         masks.append(PackedMask.from_dense(chosen))
     kept, links = sum(m.kept for m in masks), sum(m.numel for m in masks)
     report = {
@@ -214,125 +216,23 @@ def strong_er_ticket(
 ) -> ERTicket:
     """The strong ticket: random weights on random links, every parameter within ``eps``.
 
-    The L+1 construction (Burkholz, ICML 2022): univariate neurons for each sign of each input and
-    constant ones in the first layer, then rho copies of every neuron of ``target`` (Linear and ReLU
-    in turn), which are what the subset sums of the next layer choose from; rho is such that of rho
-    links about ``base`` or more survive at ``density``. A source neuron with a parameter that
-    cannot be met is passed over for another, up to ``redraws`` times. ``missing`` counts parameters
-    that then still are off by more. The source has weights U[+-1], in its first layer U[+-2].
+    The L+1 construction (:func:`lplus1_ticket`, which says what ``target`` may hold) in a source
+    whose links are there with probability ``density``: rho copies of every neuron, rho such that of
+    rho links about ``base`` or more survive. A source neuron with a parameter that cannot be met is
+    passed over for another, up to ``redraws`` times. ``missing`` counts parameters that then still
+    are off by more.
     """
-    check_seed(seed)
-    if check_density(density) == 0:
-        raise ValueError("density: got 0, need a source with links")
-    linear = [m for m in target if isinstance(m, nn.Linear)]
-    rho = math.ceil((base + 2 * math.sqrt(base * (1 - density))) / density)
-    first, carried, groups = _univariate(linear[0].in_features, rho, seed)
-    layers, masks, source = [first, nn.ReLU()], [], []
-    missing = redrawn = 0
-    for i, layer in enumerate(linear):
-        last = layer is linear[-1]
-        goal = _goal(layer, both_signs=i == 0, constant=not last)
-        copies = 1 if last else rho
-        goal = goal.repeat_interleave(copies, 0)
-        found = _choose_links(goal, groups, carried, density, eps, redraws, seed, f"strong.{i}")
-        layers += [_linear(found.weight * found.chosen, None), nn.ReLU()]
-        masks.append(PackedMask.from_dense(found.chosen))
-        source.append(PackedMask.from_dense(found.links))
-        missing, redrawn = missing + found.failed, redrawn + found.redrawn
-        groups = torch.arange(len(goal)).view(-1, copies)
-        carried = torch.ones(len(goal), dtype=goal.dtype)
-    dtype = linear[0].weight.dtype
-    report = {
-        "copies": rho,
-        "widths": [m.out_features for m in layers if isinstance(m, nn.Linear)],
+    found = lplus1_ticket(target, base, eps, density=density, redraws=redraws, seed=seed)
+    names = [name for name in found.masks if name.endswith("weight")][1:]
+    masks = [found.masks[name] for name in names]
+    source = [found.links.get(name, PackedMask.full(found.masks[name].shape)) for name in names]
+    report = dataclasses.asdict(found.report) | {
+        "copies": found.neurons[0].shape[1],
+        "widths": list(found.report.widths),
         "source_links": sum(m.kept for m in source),
         "kept": sum(m.kept for m in masks),
-        "target_weights": sum(int((p != 0).sum()) for m in linear for p in m.parameters()),
-        "redrawn": redrawn,
-        "missing": missing,
-        "eps": eps,
     }
-    network = nn.Sequential(*layers[:-1]).to(dtype)
-    return ERTicket(network, masks, source, missing, report)
-
-
-def _univariate(inputs: int, rho: int, seed: int) -> tuple[nn.Linear, Tensor, Tensor]:
-    """First layer: 2 rho neurons w x_i for each input, rho constants. With what each carries, and
-    which neurons are those of x_i > 0, of x_i < 0, of every i, and of 1 (padded by the last one,
-    which carries 0)."""
-    slopes = 4 * _uniform(seed, "strong.slopes", (inputs, 2 * rho), "magnitude").double() - 2
-    constants = 2 * _uniform(seed, "strong.constants", (rho,), "magnitude").double()
-    neurons = 2 * rho * inputs
-    weight = torch.zeros(neurons + rho + 1, inputs, dtype=torch.float64)
-    weight[torch.arange(neurons), torch.arange(inputs).repeat_interleave(2 * rho)] = (
-        slopes.flatten()
-    )
-    bias = torch.cat([slopes.new_zeros(neurons), constants, slopes.new_zeros(1)])
-    carried = torch.cat([slopes.flatten(), constants, slopes.new_zeros(1)])
-    groups = torch.full((2 * inputs + 1, 2 * rho), neurons + rho)
-    for i in range(inputs):
-        own = torch.arange(2 * rho) + 2 * rho * i
-        for half, sign in enumerate((slopes[i] > 0, slopes[i] < 0)):
-            groups[2 * i + half, : int(sign.sum())] = own[sign]
-    groups[-1, :rho] = torch.arange(rho) + neurons
-    return _linear(weight, bias), carried, groups
-
-
-def _goal(layer: nn.Linear, both_signs: bool, constant: bool) -> Tensor:
-    """What every neuron needs of every group: the weights, for both signs alike, and the bias; and
-    for ``constant`` a neuron more that needs a 1 of the constants."""
-    weight = layer.weight.double()
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.double()
-    goal = torch.cat([weight.repeat_interleave(1 + both_signs, 1), bias[:, None]], 1)
-    one = torch.zeros(1, goal.shape[1], dtype=goal.dtype)
-    one[0, -1] = 1
-    return torch.cat([goal, one]) if constant else goal
-
-
-@dataclass
-class _Links:
-    weight: Tensor
-    links: Tensor
-    chosen: Tensor
-    failed: int = 0
-    redrawn: int = 0
-
-
-def _choose_links(goal, groups, carried, density, eps, redraws, seed, name) -> _Links:
-    """Random weights and links [children, parents], and of those the subsets that sum to ``goal``
-    [children, groups] over the parents in ``groups`` [groups, m]."""
-    shape = (len(goal), len(carried))
-    found = _Links(*(torch.zeros(shape, dtype=d) for d in (torch.float64, torch.bool, torch.bool)))
-    open_ = torch.arange(len(goal))
-    for draw in range(redraws + 1):
-        weight = 2 * _uniform(seed, name, shape, "magnitude", draw).double() - 1
-        links = _uniform(seed, name, shape, "mask", draw) < density
-        weight, links = weight[open_], links[open_]
-        chosen, failed = _subsets(
-            weight * carried, links & (carried != 0), goal[open_], groups, eps
-        )
-        found.weight[open_], found.links[open_], found.chosen[open_] = weight, links, chosen
-        found.failed = int(failed.sum())
-        open_ = open_[failed.any(1)]
-        if not len(open_) or draw == redraws:
-            return found
-        found.redrawn += len(open_)
-    return found
-
-
-def _subsets(values, links, goal, groups, eps) -> tuple[Tensor, Tensor]:
-    """Chosen links [children, parents], and which of ``goal`` are not within ``eps``. A subset sum
-    sees the links that there are, of those the first 64."""
-    there = links[:, groups]  # [children, groups, m]
-    order = there.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[..., :64]
-    parents = groups.expand(there.shape).gather(-1, order)
-    base = values[:, None].expand(-1, len(groups), -1).gather(-1, parents)
-    lengths = there.sum(-1).clamp(max=64)
-    solved = subset_sum(base.flatten(0, 1), goal.flatten(), eps, lengths=lengths.flatten())
-    bits = (solved.mask.view(*goal.shape, 1) >> torch.arange(order.shape[-1])) & 1
-    chosen = torch.zeros(values.shape, dtype=torch.int64)
-    chosen.scatter_add_(1, parents.flatten(1), bits.flatten(1))
-    return chosen > 0, (solved.status != OK).view(goal.shape)
+    return ERTicket(found.network, masks, source, found.report.failed, report)
 
 
 def _first_links(links: Tensor, need: Tensor, children: int, parents: int) -> Tensor:
@@ -345,19 +245,4 @@ def _first_links(links: Tensor, need: Tensor, children: int, parents: int) -> Te
 def _both_signs(layer: nn.Linear, copies: int) -> nn.Linear:
     """Copies of the univariate neurons x_i and -x_i."""
     eye = torch.eye(layer.in_features, dtype=layer.weight.dtype)
-    return _linear(torch.stack([eye, -eye], 1).flatten(0, 1).repeat_interleave(copies, 0), None)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias)
-    return layer
-
-
-def _uniform(seed: int, layer: str, shape: Sequence[int], stream: str, draw: int = 0) -> Tensor:
-    """Numbers in (0, 1) from a stream of the layer."""
-    number, sigma = ops.signed64(layer_number(layer)), 1 / math.sqrt(3)
-    centred = ops.regenerate(seed, number, tuple(shape), "uniform", sigma, stream=stream, draw=draw)
-    return 0.5 + 0.5 * centred
+    return linear_with(torch.stack([eye, -eye], 1).flatten(0, 1).repeat_interleave(copies, 0), None)

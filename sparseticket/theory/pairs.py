@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseticket.masks import regenerate
+from sparseticket import ops
+from sparseticket.masks import layer_number, regenerate
 
 from .solver import subset_sum
 from .ticket import linear_with
 
-__all__ = ["Pair", "bits", "drawn", "layer_pair"]
+__all__ = ["Pair", "bits", "drawn", "layer_pair", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def drawn(seed: int, name: str, shape: Sequence[int], limit: float, like: Tensor
     """U[-limit, limit] from the layer's magnitude stream, float32's numbers in ``like``'s dtype."""
     numbers = regenerate(seed, name, shape, "uniform", sigma=limit / math.sqrt(3))
     return numbers.to(like.dtype)
+
+
+def uniform(seed: int, name: str, shape: Sequence[int], stream: str) -> Tensor:
+    """Numbers in (0, 1) from a stream of the layer."""
+    number, sigma = ops.signed64(layer_number(name)), 1 / math.sqrt(3)
+    return 0.5 + 0.5 * ops.regenerate(seed, number, tuple(shape), "uniform", sigma, stream=stream)
 
 
 def bits(masks: Tensor, n: int) -> Tensor:

@@ -6,7 +6,9 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from sparseticket.masks import PackedMask
@@ -27,9 +29,9 @@ class ConstructionReport:
 
     ``widths``: outputs of every layer of the source; ``source_weights``, ``kept``: its weights, and
     those that the masks keep; ``target_weights``: nonzero ones of the target; ``problems``: entries
-    that had to be approximated, ``failed``: those off by more than ``eps``; ``redraws``: source
-    neurons passed over for another; ``max_error``, ``mean_error``: of a target weight, measured;
-    ``bound``: what is proved, in words.
+    that had to be approximated, ``failed``: those off by more than ``eps`` (the largest of several
+    is given); ``redraws``: source neurons passed over for another; ``max_error``, ``mean_error``:
+    of a target weight, measured; ``bound``: what is proved, in words.
     """
 
     widths: tuple[int, ...]
@@ -62,11 +64,13 @@ class Construction:
         masks: dict[str, PackedMask],
         target: Sequence[nn.Module],
         error: Tensor,
-        eps: float,
+        eps: float | Tensor,
         bound: str,
         redraws: int = 0,
-    ) -> Construction:
-        """``target``: its layers; ``error``: of every entry that had to be approximated."""
+        **more: Any,
+    ) -> Self:
+        """``target``: its layers; ``error``: of every entry that had to be approximated; ``eps``:
+        one for all of them, or one for each; ``more``: further fields of a subclass."""
         layers = [m for m in source if hasattr(m, "weight")]
         report = ConstructionReport(
             widths=tuple(len(m.weight) for m in layers),
@@ -76,12 +80,12 @@ class Construction:
             problems=error.numel(),
             failed=int((error > eps).sum()),
             redraws=redraws,
-            eps=eps,
+            eps=float(torch.as_tensor(eps, dtype=error.dtype).max()),
             max_error=float(error.max()) if error.numel() else 0.0,
             mean_error=float(error.mean()) if error.numel() else 0.0,
             bound=bound,
         )
-        return cls(masked(source, masks), source, masks, report)
+        return cls(masked(source, masks), source, masks, report, **more)
 
 
 def check_target(where: str, target: nn.Module, bias: bool = False) -> list[nn.Linear]:

@@ -27,6 +27,7 @@ SMALL = {
         "blocks": 2,
         "block_sources": 2,
     },
+    "lplus1": {"hidden": 8, "channels": 2, "epochs": 1, "images": 40, "sources": 2},
     "plant": {"samples": 200, "epochs": 1, "rounds": 2, "round_epochs": 1, "width": 40},
     "compare": {"smallest": 0.1, "source": 10**6, "seeds": 1},
 }
@@ -129,6 +130,29 @@ def test_pensia_rows(reports):
         assert row["weights"] <= 64 * 16 + 16 * 10
         assert row["failed"] <= 0.01 * row["subset_sums"]
         assert abs(row["accuracy"] - row["target_accuracy"]) <= 0.03
+
+
+def test_lplus1_rows(reports):
+    tables = reports("lplus1")["tables"]
+    sizes = {"sweep": 24, "activations": 16, "depth": 6, "redraws": 8}
+    assert {name: len(rows) for name, rows in tables.items()} == sizes
+    for row in tables["sweep"] + tables["activations"]:
+        assert row["layers"] == 4 and row["sup_error"] <= row["bound"]
+        assert row["failed"] or row["max_error"] <= row.get("eps", 0.01)
+    for same, by_layer, twice in (tables["depth"][:3], tables["depth"][3:]):
+        assert (same["layers"], twice["layers"]) == (4, 6)
+        assert same["problems"] > 5 * twice["problems"] and same["kept"] > twice["kept"]
+        assert same["failed"] == 0 and by_layer["max_error"] <= 0.01
+        assert by_layer["mean_error"] < same["mean_error"]
+    for none, many in zip(tables["redraws"][::2], tables["redraws"][1::2], strict=True):
+        assert none["redraws"] == 0 and many["failed"] <= none["failed"]
+    assert tables["redraws"][-1]["failed"] == 0
+
+
+def test_lenet_needs_its_images():
+    config = EXPERIMENTS["lplus1"].Config
+    with pytest.raises(ValueError, match="nets: got lenet with dataset='digits', need mnist"):
+        config(nets="lenet")
 
 
 def test_er_rows(reports):

@@ -2,13 +2,14 @@
 ``run(config, out)``, which writes NAME.csv, NAME.png and report.json into a folder and returns the
 report, its tables under ``tables``."""
 
-from . import attention, compare, er, log, malach, pensia, plant, subset_sum
+from . import attention, compare, er, log, lplus1, malach, pensia, plant, subset_sum
 
 EXPERIMENTS = {
     "subset-sum": subset_sum,
     "malach": malach,
     "log": log,
     "pensia": pensia,
+    "lplus1": lplus1,
     "er": er,
     "attention": attention,
     "plant": plant,
