@@ -2,11 +2,12 @@
 ``run(config, out)``, which writes NAME.csv, NAME.png and report.json into a folder and returns the
 report, its tables under ``tables``."""
 
-from . import attention, er, pensia, plant, subset_sum
+from . import attention, er, pensia, plant, subset_sum, universal
 
 EXPERIMENTS = {
     "subset-sum": subset_sum,
     "pensia": pensia,
+    "universal": universal,
     "er": er,
     "attention": attention,
     "plant": plant,
