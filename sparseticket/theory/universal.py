@@ -53,6 +53,7 @@ REFITS = ("least_squares", "interpolate", "none")
 _BOUND = "feature k is off by at most feature_bound[k] on the whole domain"
 _LIMIT = 2.0  # source weights are U[-2, 2], as in the paper's code
 _FINE = 32  # points of the grid between two knots
+_PRICE = 1e-6  # of a squared change of an outer weight, in squared errors
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,14 @@ def fit_readout(features: Tensor, y: Tensor) -> nn.Linear:
         )
     if not bool(features.isfinite().all() and y.isfinite().all()):
         raise ValueError("features, y: need finite numbers")
-    solution = _least_squares(features, y.to(features.dtype))
+    solution = _least_squares(_with_one(features), y.to(features.dtype))
     return linear_with(solution[:-1].T.contiguous(), solution[-1])
 
 
 @torch.no_grad()
 def universal_ticket(
     family: Family,
-    n: int = 32,
+    n: int = 64,
     eps: float = 1e-4,
     *,
     refit: str = "least_squares",
@@ -127,7 +128,9 @@ def universal_ticket(
 ) -> UniversalTicket:
     """The features of ``family`` in a random network, float64.
 
-    ``n``: random numbers to choose from for each weight, at most 64; ``eps``: error of a weight.
+    ``n``: random numbers to choose from for each weight, at most 64: the more, the fewer are kept;
+    but for an ``eps``, the error of a weight, below 1e-4 at most 32, where the exact optimum is
+    sought.
     ``refit``: how the outer weights of a function of one number are fitted to its pruned knots:
     ``least_squares``, ``interpolate`` (exact at the knots) or ``none`` (those of the unpruned one).
     A pair of layers with a weight off by more than ``eps`` is drawn again up to ``redraws`` times;
@@ -364,15 +367,12 @@ class _Source:
         def hidden(x: Tensor) -> Tensor:
             return inner(x[:, None]).relu()
 
-        fitted = ideal
-        if self.refit != "none":
-            nodes = curve.grid() if self.refit == "least_squares" else _nodes(curve, knots)
-            fitted = _least_squares(hidden(nodes), curve.function(nodes)[:, None])[:, 0]
+        fitted = ideal + self._correction(curve, knots, hidden, ideal)
         outer = self.pair(fitted[None, :-1], fitted[-1:], sign=1)
         values = outer(hidden(points))[:, 0]
 
         def off(combination: Tensor, x: Tensor) -> Tensor:
-            return hidden(x) @ combination[:-1] + combination[-1] - curve.function(x)
+            return _with_one(hidden(x)) @ combination - curve.function(x)
 
         gap = curve.curvature * float(points.diff().max()) ** 2 / 8
         before, refit = (float(off(c, points).abs().max()) + gap for c in (ideal, fitted))
@@ -381,6 +381,19 @@ class _Source:
         report = CurveReport(curve.knots, before, refit, error, *rms)
         self.curves.append(report)
         return (float(values.min()), float(values.max())), report
+
+    def _correction(self, curve: Curve, knots: Tensor, hidden, ideal: Tensor) -> Tensor:
+        """What the re-fit adds to the outer weights. Least squares pays a little for its size, so
+        that it makes no huge weights out of knots that have met, and is never worse than none."""
+        if self.refit == "none":
+            return torch.zeros_like(ideal)
+        nodes = curve.grid() if self.refit == "least_squares" else _nodes(curve, knots)
+        features = _with_one(hidden(nodes))
+        rest = curve.function(nodes) - features @ ideal
+        if self.refit == "least_squares":
+            price = math.sqrt(_PRICE * len(nodes)) * torch.eye(len(ideal), dtype=ideal.dtype)
+            features, rest = torch.cat([features, price]), torch.cat([rest, 0 * ideal])
+        return _least_squares(features, rest)
 
 
 def _affine(pair: nn.Sequential, columns: int, sign: int) -> tuple[Tensor, Tensor]:
@@ -408,10 +421,16 @@ def _nodes(curve: Curve, knots: Tensor) -> Tensor:
     return torch.cat([inside.new_tensor([curve.low]), inside, inside.new_tensor([curve.high])])
 
 
-def _least_squares(features: Tensor, y: Tensor) -> Tensor:
-    """[K + 1, m], the constant last; columns of 0 get 0."""
-    features = torch.cat([features, features.new_ones(len(features), 1)], 1)
-    return torch.linalg.lstsq(features, y, driver="gelsd").solution
+def _with_one(features: Tensor) -> Tensor:
+    """A constant behind the features."""
+    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+
+
+def _least_squares(matrix: Tensor, y: Tensor) -> Tensor:
+    """Of least norm where there are several."""
+    if y.ndim == 1:
+        return _least_squares(matrix, y[:, None])[:, 0]
+    return torch.linalg.lstsq(matrix, y, driver="gelsd").solution
 
 
 def _check_knots(name: str, knots: int) -> None:

@@ -39,7 +39,7 @@ def points(family, count=4001):
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def found(request):
-    return universal_ticket(FAMILIES[request.param], 32, 1e-4)
+    return universal_ticket(FAMILIES[request.param])
 
 
 # The basis ------------------------------------------------------------------------------------
@@ -93,12 +93,12 @@ def test_errors_fall_as_the_square_of_the_knots():
 def test_numbers_of_the_published_code():
     """sin 2 pi x with 21 knots: 1.12e-2; monomials 1 to 4 with 10 and 40 knots: at most 1.11e-3 (of
     one seed; here the bound of exact weights is taken). Parameters: 436 and 1,074."""
-    sine = universal_ticket(SINE, 32, 1e-4, refit="interpolate")
+    sine = universal_ticket(SINE, refit="interpolate")
     assert sine.curves[0].refit == pytest.approx(1.12e-2, rel=0.03)
     assert sine.curves[0].error == pytest.approx(1.12e-2, rel=0.1)
     assert sine.ticket.report.kept <= 436
     family = FAMILIES["monomials"]
-    monomials = universal_ticket(family, 32, 1e-4, refit="interpolate")
+    monomials = universal_ticket(family, refit="interpolate")
     x = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:, None]
     assert (monomials.network(x) - family(x)).abs().max() <= 1.5e-3
     assert monomials.ticket.report.kept <= 1074
@@ -128,7 +128,7 @@ def test_the_bases():
     ],
 )
 def test_one_mask_serves_several_functions(name, functions):
-    found = universal_ticket(FAMILIES[name], 32, 1e-4)
+    found = universal_ticket(FAMILIES[name])
     before = [p.clone() for p in found.network.parameters()]
     x = points(found.family)
     fit, other = x[::2], x[1::2]
