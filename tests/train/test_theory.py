@@ -13,6 +13,7 @@ from sparseticket.train.theory import EXPERIMENTS
 
 SMALL = {
     "pensia": {"hidden": 16, "epochs": 2},
+    "universal": {"sources": 1, "max_knots": 20, "max_width": 12, "points": 400},
     "er": {"pairs": 60, "runs": 40, "base": 8, "eps": 0.05, "vgg": 8},
     "attention": {
         "max_width": 20,
@@ -63,6 +64,24 @@ def test_pensia_rows(reports):
         assert row["weights"] <= 64 * 16 + 16 * 10
         assert row["failed"] <= 0.01 * row["subset_sums"]
         assert abs(row["accuracy"] - row["target_accuracy"]) <= 0.03
+
+
+def test_universal_rows(reports):
+    tables = reports("universal")["tables"]
+    for table in ("published", "knots", "width", "families"):
+        assert all(row["error"] <= row["bound"] + 1e-9 for row in tables[table])
+    for row in tables["published"]:
+        if row["refit"] == "interpolate":
+            assert row["error"] <= 1.5 * row["published_error"]
+            assert row["kept"] <= row["published_kept"] and row["of"] < row["published_of"]
+    for family in ("sine", "monomials"):
+        rows = [r for r in tables["knots"] if (r["family"], r["refit"]) == (family, "interpolate")]
+        assert [row["knots"] for row in rows] == [5, 10, 20]
+        assert rows[0]["error"] > 10 * rows[2]["error"]
+    for row in tables["families"]:
+        assert not row["failed"] and row["refit"] < row["before"]
+    for row in tables["readouts"]:
+        assert row["after"] <= 1.1 * row["before"]  # fitted on other points
 
 
 def test_er_rows(reports):
@@ -119,3 +138,5 @@ def test_unknown_experiments(capsys):
     assert "invalid choice: 'x'" in capsys.readouterr().err
     assert main(["theory", "attention", "--max-width", "8"]) == 2
     assert "max_width: got 8" in capsys.readouterr().err
+    assert main(["theory", "universal", "--points", "10"]) == 2
+    assert "points: got 10" in capsys.readouterr().err

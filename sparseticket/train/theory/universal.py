@@ -141,7 +141,6 @@ def _draw(tables, figure) -> None:
     readouts.set(xscale="log", xlabel="rms error of functions, one mask a family")
     readouts.set_yticks(place, [f"{r['function']} ({r['family']})" for r in rows], fontsize=5)
     readouts.legend(fontsize=7)
-    figure.tight_layout()
 
 
 def _published(config: Config, name: str, family, refit: str) -> dict[str, Any]:
