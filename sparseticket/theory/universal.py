@@ -439,7 +439,7 @@ def _check_knots(name: str, knots: int) -> None:
 
 
 def _matrix(name: str, rows: tuple[tuple[float, ...], ...]) -> Tensor:
-    widths = {len(row) for row in rows}
+    widths = {len(row) if isinstance(row, tuple | list) else 0 for row in rows}
     if len(widths) != 1 or 0 in widths:
         raise ValueError(f"{name}: got rows of {sorted(widths)} numbers, need one length > 0")
     matrix = torch.tensor(rows, dtype=torch.float64)

@@ -273,6 +273,7 @@ def test_arguments():
         (lambda: Curve(torch.log, 3, 1.0), "function: it is not finite"),
         (lambda: Polynomials(()), "exponents: got rows"),
         (lambda: Polynomials(((1,), (1, 2))), "exponents: got rows"),
+        (lambda: Polynomials((1, 2)), r"exponents: got rows of \[0\]"),
         (lambda: Polynomials(((-1,),)), "exponents: need numbers >= 0"),
         (lambda: Polynomials(((0, 0),)), "not all of them 0"),
         (lambda: Polynomials(((math.nan,),)), "exponents: need finite"),

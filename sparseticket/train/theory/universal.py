@@ -133,12 +133,12 @@ def _draw(tables, figure) -> None:
                 axes.plot(x, y, color=f"C{i}", ls=style, marker=".", label=label if x else None)
     knots.set(xscale="log", yscale="log", xlabel="knots", ylabel="largest error of a feature")
     width.set(yscale="log", xlabel="n, numbers for a weight", ylabel="largest error, median")
-    knots.legend(fontsize=6)
+    width.legend(fontsize=6)
     rows = tables["readouts"]
     place = range(len(rows))
     for key, marker in (("basis", "_"), ("before", "o"), ("after", "x")):
         readouts.plot([row[key] for row in rows], place, marker, label=key)
-    readouts.set(xscale="log", xlabel="rms error of functions, one mask a family")
+    readouts.set(xscale="log", xlim=(1e-5, 1), xlabel="rms error of functions, one mask a family")
     readouts.set_yticks(place, [f"{r['function']} ({r['family']})" for r in rows], fontsize=5)
     readouts.legend(fontsize=7)
 
