@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...prng import layer_id, words32
 from ...theory.universal import (
@@ -114,9 +114,7 @@ def run(config: Config, out: Path) -> dict[str, Any]:
         ],
         "families": [_family(config, name, ticket) for name, ticket in tickets.items()],
         "readouts": [
-            _readout(config, name, ticket, function)
-            for name, ticket in tickets.items()
-            for function in _FUNCTIONS[name]
+            row for name, ticket in tickets.items() for row in _readouts(config, name, ticket)
         ],
     }
     return write_results("universal", out, config, tables, _draw)
@@ -190,8 +188,13 @@ def _against(config: Config, name: str, x: int, family, n: int = 0, refit: str =
 
 def _error(found: UniversalTicket) -> float:
     """The largest of all features, on a grid of [0, 1]."""
-    x = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:, None]
-    return float((found.network(x) - found.family(x)).abs().max())
+    x = torch.linspace(0, 1, 2001, dtype=torch.float64)[:, None]
+    return float((_features(found, x) - found.family(x)).abs().max())
+
+
+def _features(found: UniversalTicket, x: Tensor) -> Tensor:
+    """In parts: the source is wide."""
+    return torch.cat([found.network(part) for part in x.split(256)])
 
 
 def _median(values) -> float:
@@ -207,7 +210,7 @@ def _family(config: Config, name: str, found: UniversalTicket) -> dict[str, Any]
         "before": max(curve.before for curve in found.curves),
         "refit": max(curve.refit for curve in found.curves),
         "ticket": max(curve.error for curve in found.curves),
-        "error": float((found.network(x) - found.family(x)).abs().max()),
+        "error": float((_features(found, x) - found.family(x)).abs().max()),
         "bound": float(found.feature_bound.max()),
         "weights": report.target_weights,
         "failed": report.failed,
@@ -225,23 +228,21 @@ def _points(config: Config, found: UniversalTicket) -> tuple[Tensor, Tensor]:
     return x[: len(x) // 2], x[len(x) // 2 :]
 
 
-def _readout(config: Config, name: str, found: UniversalTicket, function: str) -> dict[str, Any]:
-    """Errors of the function where the readout was not fitted: of the exact basis, of the ticket
-    with that readout, and of the ticket with its own."""
+def _readouts(config: Config, name: str, found: UniversalTicket) -> list[dict[str, Any]]:
+    """Errors of functions where readouts were not fitted: of the exact basis, of the ticket with
+    that readout, and of the ticket with its own."""
     fit, other = _points(config, found)
-    f, basis = _FUNCTIONS[name][function], found.family
-    exact, own = fit_readout(basis(fit), f(fit)), found.readout(fit, f(fit))
-
-    def rms(readout: nn.Linear, features: Tensor) -> float:
-        return float((readout(features)[:, 0] - f(other)).square().mean().sqrt())
-
-    return {
-        "family": name,
-        "function": function,
-        "basis": rms(exact, basis(other)),
-        "before": rms(exact, found.network(other)),
-        "after": rms(own, found.network(other)),
-        "max_before": float((exact(found.network(other))[:, 0] - f(other)).abs().max()),
-        "max_after": float((own(found.network(other))[:, 0] - f(other)).abs().max()),
-        "largest_coefficient": float(exact.weight.abs().max()),
-    }
+    basis, rows = found.family, []
+    features, seen = _features(found, fit), _features(found, other)
+    for function, f in _FUNCTIONS[name].items():
+        exact, own = fit_readout(basis(fit), f(fit)), fit_readout(features, f(fit))
+        off = {
+            "basis": exact(basis(other))[:, 0] - f(other),
+            "before": exact(seen)[:, 0] - f(other),
+            "after": own(seen)[:, 0] - f(other),
+        }
+        row = {"family": name, "function": function}
+        row |= {key: float(error.square().mean().sqrt()) for key, error in off.items()}
+        row |= {f"max_{key}": float(off[key].abs().max()) for key in ("before", "after")}
+        rows.append(row | {"largest_coefficient": float(exact.weight.abs().max())})
+    return rows
