@@ -38,24 +38,25 @@ def layer_pair(
     seed: int,
     solver: dict[str, Any],
     signs: Sequence[int] = (1, -1),
+    limit: float = 1.0,
 ) -> Pair:
     """A pair for ``weight @ x + bias``, ``weight`` [m, d].
 
     For each input and each of ``signs`` the first layer has n neurons that see this input alone
     with random weights of that sign (inputs that are never negative need only 1), and for a bias n
-    constant ones, relu(b) with b in U(0, 1). The second layer's weights are U[-1, 1]; a subset of
-    its products with the first's sums to every entry: both signs alike, since v relu(x) and
-    v (-relu(-x)) add up to v x.
+    constant ones, relu(b) with b in U(0, limit). All weights are U[-limit, limit]; a subset of the
+    products of both layers sums to every entry: both signs alike, since v relu(x) and v (-relu(-x))
+    add up to v x.
     """
     rows, columns = weight.shape
     halves = columns * len(signs)
-    v = drawn(seed, f"{name}.v", (columns, len(signs), n), 1.0, weight).abs()
+    v = drawn(seed, f"{name}.v", (columns, len(signs), n), limit, weight).abs()
     v = (v * torch.tensor(signs, dtype=v.dtype)[:, None]).view(halves, n)
     goal = weight.repeat_interleave(len(signs), 1)
     if bias is not None:
-        constants = drawn(seed, f"{name}.b", (1, n), 1.0, weight).abs()
+        constants = drawn(seed, f"{name}.b", (1, n), limit, weight).abs()
         v, goal = torch.cat([v, constants]), torch.cat([goal, bias[:, None]], 1)
-    u = drawn(seed, f"{name}.u", (rows, len(v), n), 1.0, weight)
+    u = drawn(seed, f"{name}.u", (rows, len(v), n), limit, weight)
     found = subset_sum((u * v).view(-1, n), goal.reshape(-1), eps, **solver)
     chosen = bits(found.mask, n).view(rows, -1)
     first = weight.new_zeros(len(v) * n, columns)

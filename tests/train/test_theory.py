@@ -19,6 +19,7 @@ SMALL = {
     "malach": {"runs": 10, "neurons": 128, "sources": 2},
     "log": {"runs": 5, "weights": 4},
     "pensia": {"hidden": 16, "epochs": 2},
+    "universal": {"sources": 1, "max_knots": 20, "max_width": 12, "points": 400},
     "er": {"pairs": 60, "runs": 40, "base": 8, "eps": 0.05, "vgg": 8},
     "attention": {
         "max_width": 20,
@@ -155,6 +156,24 @@ def test_lenet_needs_its_images():
         config(nets="lenet")
 
 
+def test_universal_rows(reports):
+    tables = reports("universal")["tables"]
+    for table in ("published", "knots", "width", "families"):
+        assert all(row["error"] <= row["bound"] + 1e-9 for row in tables[table])
+    for row in tables["published"]:
+        if row["refit"] == "interpolate":
+            assert row["error"] <= 1.5 * row["published_error"]
+            assert row["kept"] <= row["published_kept"] and row["of"] < row["published_of"]
+    for family in ("sine", "monomials"):
+        rows = [r for r in tables["knots"] if (r["family"], r["refit"]) == (family, "interpolate")]
+        assert [row["knots"] for row in rows] == [5, 10, 20]
+        assert rows[0]["error"] > 10 * rows[2]["error"]
+    for row in tables["families"]:
+        assert not row["failed"] and row["refit"] < row["before"]
+    for row in tables["readouts"]:
+        assert row["after"] <= 1.1 * row["before"]  # fitted on other points
+
+
 def test_er_rows(reports):
     tables = reports("er")["tables"]
     for row in tables["coverage"]:
@@ -211,6 +230,7 @@ def test_unknown_experiments(capsys):
         ("attention", "max_width", "8"),
         ("malach", "neurons", "32"),
         ("compare", "smallest", "0"),
+        ("universal", "points", "10"),
     ]:
         assert main(["theory", name, f"--{flag.replace('_', '-')}", value]) == 2
         assert f"{flag}: got {value}" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 ``run(config, out)``, which writes NAME.csv, NAME.png and report.json into a folder and returns the
 report, its tables under ``tables``."""
 
-from . import attention, compare, er, log, lplus1, malach, pensia, plant, subset_sum
+from . import attention, compare, er, log, lplus1, malach, pensia, plant, subset_sum, universal
 
 EXPERIMENTS = {
     "subset-sum": subset_sum,
@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "log": log,
     "pensia": pensia,
     "lplus1": lplus1,
+    "universal": universal,
     "er": er,
     "attention": attention,
     "plant": plant,
