@@ -147,9 +147,9 @@ def _row(config: Config, target, x, name: str, construct: Construct, eps: float)
 @torch.no_grad()
 def _neurons(config: Config, target, x, k: int) -> dict[str, Any]:
     found = []
-    for i in range(config.seeds):
-        points = drawn(config.seed + i, "compare.fit", (2000, 2), 1.0, x)
-        ticket = neuron_subnetwork(points, target(points)[:, 0], k, ridge=1e-3, seed=i)
+    for seed in range(config.seed, config.seed + config.seeds):
+        points = drawn(seed, "compare.fit", (2000, 2), 1.0, x)
+        ticket = neuron_subnetwork(points, target(points)[:, 0], k, ridge=1e-3, seed=seed)
         found.append(Found(ticket.network, 3 * k, 3 * int(ticket.kept.sum()), 0))
     return _measured(target, x, _NEURONS, found)
 
@@ -199,14 +199,15 @@ def _growth(rows, name: str) -> dict[str, Any]:
     own = [row for row in rows if row["construction"] == name][-4:]
     error = [row["eps"] or row["error"] for row in own]
     neurons = [row["neurons"] for row in own]
-    power = -np.polyfit(np.log(error), np.log(neurons), 1)[0]
-    last = own[-1]
+    last, power = own[-1], ""
+    if len(own) > 1:
+        power = -float(np.polyfit(np.log(error), np.log(neurons), 1)[0])
     return {
         "construction": name,
         "eps": last["eps"],
         "neurons": last["neurons"],
         "error": last["error"],
-        "power": float(power),
+        "power": power,
     }
 
 
