@@ -110,7 +110,7 @@ def selections(modules: Iterable[SparseModule]) -> list[Selection]:
     groups = defaultdict(list)
     for m in modules:
         o = m.options
-        apart = m.scores.device if o.scope == "layer" else o.density
+        apart = m._held("scores").device if o.scope == "layer" else o.density
         groups[o.scope, o.transform, o.min_keep_per_layer, apart].append(m)
     rules = [key[1:] for key in groups if key[0] == "global"]
     if len(rules) > 1:
@@ -122,7 +122,7 @@ def selections(modules: Iterable[SparseModule]) -> list[Selection]:
 
 
 def _kept(group: list[SparseModule]) -> list[int]:
-    options, sizes = group[0].options, [m.scores.numel() for m in group]
+    options, sizes = group[0].options, [m._held("scores").numel() for m in group]
     if options.scope == "global":
         return [kept_count(options.density, sum(sizes))]
     return [kept_count(m.options.density, n) for m, n in zip(group, sizes, strict=True)]
@@ -475,9 +475,10 @@ class SparseModule(nn.Module):
 
     def _arguments(self, x: torch.Tensor) -> tuple:
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
-        form, weight = self.options.form, None
+        form, held = self.options.form, None
         if form != "ticket":
-            weight = self._held("values" if form == "compressed" else "weight")
+            held = self._held("values" if form == "compressed" else "weight")
+        weight = held
         buffers = self._buffers  # attribute access would cost a microsecond each
         bias, words, shadow = self._held("bias"), buffers["mask_words"], None
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
@@ -491,7 +492,7 @@ class SparseModule(nn.Module):
                 shadow = self._shadow_in(dtype)
             weight = weight.to(dtype) if weight is not None and shadow is None else weight
             bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != (self._anchor if weight is None else weight).dtype:
+        elif x.dtype != (self._anchor if held is None else held).dtype:
             raise TypeError(
                 f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
             )
@@ -507,7 +508,8 @@ class SparseModule(nn.Module):
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
             recipe = (self.options.transform, seed, layer, sigma)
-            return (x, weight, self.scores, words, bias, *recipe, *geometry, self._gives_raw_grad())
+            scores, raw = self._held("scores"), self._gives_raw_grad()
+            return x, weight, scores, words, bias, *recipe, *geometry, raw
         if form == "compressed":
             shape = (self.weight_shape,) if geometry else ()
             derived = buffers["pattern"], buffers["pattern_t"]
@@ -671,19 +673,20 @@ class SparseModule(nn.Module):
                 self._draw_weight()
 
     def _is_fresh(self) -> bool:
-        if self.form != "scored" or self.scores.is_inference():
+        if self.options.form != "scored":
             return True
-        return self._selected_at == self.scores._version
+        scores = self._held("scores")
+        return scores.is_inference() or self._selected_at == scores._version
 
     def _set_fresh(self, fresh: bool) -> None:
-        if self.form == "scored":
-            self._selected_at = _version(self.scores) if fresh else None
+        if self.options.form == "scored":  # setting an attribute of a module is slow
+            vars(self)["_selected_at"] = _version(self._held("scores")) if fresh else None
 
     def _is_drawn(self) -> bool:
         """Is the frozen weight still, bit for bit, what the recipe gives?"""
         if torch.compiler.is_compiling():
             return self._drawn_at is not None
-        return self._drawn_at is not None and self._drawn_at == _version(self.weight)
+        return self._drawn_at is not None and self._drawn_at == _version(self._held("weight"))
 
     def _set_drawn(self, drawn: bool) -> None:
         if self.form == "scored":

@@ -79,7 +79,7 @@ class SparseLinear(SparseModule, nn.Linear):
     def _takes_seed(self) -> bool:
         # With "dynamic", every selection would give a compiled graph another constant.
         constant = self.recipe.dist == "signed_constant" and self.options.scale != "dynamic"
-        return constant and self.weight.dtype == torch.float32
+        return constant and self._held("weight").dtype == torch.float32
 
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)
