@@ -672,6 +672,23 @@ class _Compressed:
         return {"density": self.density, "form": "compressed"}
 
 
+def _popup_weight(shape, density):
+    weight, scores = torch.randn(shape), torch.randn(shape, requires_grad=True)
+    grad = torch.randn(shape)
+    kept = int(density * scores.numel())
+    (words,), _ = ops.select_mask([scores.detach()], [kept])
+    mask = ops.unpack_mask(words, shape).float()
+
+    def step(y):
+        scores.grad = None
+        y.backward(grad)
+
+    return {
+        "dense": lambda: step(weight * (mask + (scores - scores.detach()))),
+        "ours": lambda: step(ops.popup_weight(weight, scores, words, "abs", True)),
+    }
+
+
 def _popup_conv(shape, size, batch, density):
     x, _, _, _, geometry = _conv_inputs(shape, size, batch, density)
     x.requires_grad_()
@@ -1023,6 +1040,9 @@ CASES: dict[str, list[Case]] = {
     ],
     "conv2d_flip": [
         Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), True), 8 * 58982)
+    ],
+    "popup_weight": [
+        Case("256x256x3x3 keep .5", lambda: _popup_weight((256, 256, 3, 3), 0.5), 8 * 589824)
     ],
     "popup_conv2d": [
         Case(

@@ -200,6 +200,7 @@ COLUMNS = {
     "tests/ops": "tests/ops/test_{}.py",
 }
 _COMPOSED = "its forward is the masked_* and ticket_* kernels, its backward dense products"
+_MASKED = "its forward is apply_mask, its backward the gradient itself or a product"
 NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get the reference
     **dict.fromkeys(
         [
@@ -208,6 +209,7 @@ NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get th
         "no GPU kernel of unstructured live values pays; CUDA tensors get the reference",
     ),
     **dict.fromkeys(["popup_conv2d", "popup_linear"], _COMPOSED),
+    "popup_weight": _MASKED,
     **dict.fromkeys(
         ["masked_linear", "masked_conv2d"],
         "torch's product on the optimizer's shadow or on what apply_mask makes",
@@ -219,6 +221,7 @@ EXEMPT = {  # an empty place in a column and why; "*" is the whole column
     **{("kernels", op): reason for op, reason in NO_TRITON.items()},
     ("csrc/core", "popup_linear"): _COMPOSED,
     ("csrc/core", "popup_conv2d"): _COMPOSED,
+    ("csrc/core", "popup_weight"): _MASKED,
     ("csrc/core", "conv2d_flip"): "once a mask: its reference, on packed words",
     ("csrc/core", "sparse_linear_dx"): "the sparse_linear kernel on the transposed pattern",
 }

@@ -471,7 +471,28 @@ class SparseModule(nn.Module):
             self._check_fresh()
         elif form == "compressed" and not torch.compiler.is_compiling():
             self._derive(x)
-        return self._OPS[form](*self._arguments(x))
+        arguments = self._arguments(x)
+        if form == "scored" and self._weight_first(arguments[0]):
+            return self._on_masked_weight(*arguments)
+        return self._OPS[form](*arguments)
+
+    def _weight_first(self, x: torch.Tensor) -> bool:
+        """Scored: is W*mask written by one op and used by torch's, forward and backward?"""
+        return x.device.type == "cpu" and self._torch_is_faster
+
+    @property
+    def _torch_is_faster(self) -> bool:
+        """Whether no kernel of ours beats torch's on W*mask at any batch, on a CPU."""
+        raise NotImplementedError
+
+    def _on_masked_weight(
+        self, x, weight, scores, words, bias, transform, seed, layer, sigma, *rest
+    ) -> torch.Tensor:
+        *geometry, raw = rest
+        if weight is None:
+            weight = self._held("weight").to(x.dtype)
+        masked = ops.popup_weight(weight, scores, words, transform, raw)
+        return self._torch_call(x, masked, bias, *geometry)
 
     def _arguments(self, x: torch.Tensor) -> tuple:
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
@@ -552,7 +573,10 @@ class SparseModule(nn.Module):
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
         _, _, name = self._OPS[self.form].name().partition("::")
-        return ops.explain_op(name.partition(".")[0], *self._arguments(x))
+        arguments = self._arguments(x)
+        if self.form == "scored" and self._weight_first(arguments[0]):
+            return ops.Choice("popup_weight", "materialised", "torch's product on W*mask")
+        return ops.explain_op(name.partition(".")[0], *arguments)
 
     def example(self, batch: int) -> torch.Tensor:
         """Uninitialised input of ``batch`` samples, the smallest this module takes."""

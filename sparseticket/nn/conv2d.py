@@ -145,6 +145,13 @@ class SparseConv2d(SparseModule, nn.Conv2d):
     def _ticket_arguments(self, geometry: tuple) -> tuple:
         return self.weight_shape, *geometry, self.codes
 
+    _torch_call = staticmethod(F.conv2d)
+
+    @property
+    def _torch_is_faster(self) -> bool:
+        layerwise = self.options.scope == "layer"  # or the layer's own density is not known
+        return layerwise and self.options.density > ops.FUSED_DENSITY
+
     def _sample_shape(self) -> tuple[int, int, int]:
         extent = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         return (self.in_channels, *extent)

@@ -6,7 +6,7 @@ from .conv2d_flip import conv2d_flip
 from .conv2d_taps import conv2d_taps
 from .gather_live import gather_live
 from .mask_ops import mask_ops
-from .masked_conv2d import masked_conv2d
+from .masked_conv2d import FUSED_DENSITY, masked_conv2d
 from .masked_linear import masked_linear
 from .masked_step import masked_step
 from .pack_mask import pack_mask
@@ -14,6 +14,7 @@ from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
 from .popup_linear_ds import popup_linear_ds
 from .popup_step import popup_step
+from .popup_weight import popup_weight
 from .regenerate import regenerate
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
@@ -32,6 +33,7 @@ from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
 
 __all__ = [
+    "FUSED_DENSITY",
     "Choice",
     "apply_mask",
     "compile_conv2d",
@@ -49,6 +51,7 @@ __all__ = [
     "popup_linear",
     "popup_step",
     "popup_linear_ds",
+    "popup_weight",
     "regenerate",
     "release_code",
     "rice_decode",
