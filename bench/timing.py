@@ -32,19 +32,19 @@ class Quantiles:
 
 
 def interleaved(
-    contenders: dict[str, Callable[[], object]], threads: int, budget: float
+    contenders: dict[str, Callable[[], object]], threads: int, budget: float, least: int = 5
 ) -> dict[str, Quantiles]:
     """Quantiles of every contender; ``budget``: seconds for all of them together, more where the
-    machine is busy."""
+    machine is busy or ``least`` samples take longer."""
     loops = {name: _loops(call) for name, call in contenders.items()}
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     kept: dict[str, list[float]] = {name: [] for name in contenders}
     start = time.perf_counter()
 
     def enough() -> bool:
-        spent, least = time.perf_counter() - start, min(map(len, kept.values()))
-        return min(map(len, samples.values())) >= 5 and (
-            spent > budget if least >= 5 else spent > _PATIENCE * budget
+        spent, clean = time.perf_counter() - start, min(map(len, kept.values()))
+        return min(map(len, samples.values())) >= least and (
+            spent > budget if clean >= least else spent > _PATIENCE * budget
         )
 
     while not enough():

@@ -6,7 +6,7 @@ from .conv2d_flip import conv2d_flip
 from .conv2d_taps import conv2d_taps
 from .gather_live import gather_live
 from .mask_ops import mask_ops
-from .masked_conv2d import FUSED_DENSITY, masked_conv2d
+from .masked_conv2d import masked_conv2d
 from .masked_linear import masked_linear
 from .masked_step import masked_step
 from .pack_mask import pack_mask
@@ -33,7 +33,6 @@ from .ticket_linear import ticket_linear
 from .unpack_mask import unpack_mask
 
 __all__ = [
-    "FUSED_DENSITY",
     "Choice",
     "apply_mask",
     "compile_conv2d",

@@ -14,7 +14,14 @@ from .masked_linear import check_linear, fused_linear, grad_bias
 from .regenerate import check_recipe, regenerate
 from .ticket_codes import check_codes, planes_of, ticket_codes_cpu
 
-__all__ = ["as_stored", "cuda_choice", "ticket_choice", "ticket_linear", "ticket_linear_cpu", "ticket_linear_cuda"]
+__all__ = [
+    "as_stored",
+    "cuda_choice",
+    "ticket_choice",
+    "ticket_linear",
+    "ticket_linear_cpu",
+    "ticket_linear_cuda",
+]
 
 # The static table, from rows of bench/results: looking up beats W*mask and a dense product
 LOOKUP_ROWS = {torch.float32: 2**62, torch.bfloat16: 128}  # up to so many batch rows,

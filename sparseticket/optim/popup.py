@@ -100,9 +100,7 @@ class _Popup(Optimizer):
         for m in modules:
             m._selection_taken()
 
-    def _hint(
-        self, scope: str, modules: list[SparseModule], device: torch.device
-    ) -> torch.Tensor:
+    def _hint(self, scope: str, modules: list[SparseModule], device: torch.device) -> torch.Tensor:
         """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
         them."""
         rows = 1 if scope == "global" else len(modules)
