@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sparseticket demo --out demo_out $(ARGS)
 
 # The whole suite.
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.triton-3.6
 	$(BIN)/python -m pytest
 
 # The C++ core alone under AddressSanitizer and UBSan (part of test, too).
@@ -24,9 +24,11 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m bench.run
 	SPARSETICKET_ISA=avx2 $(BIN)/python -m bench.run --barred --threads 1
 
-# Every Triton configuration compiled for every GPU target, with its budgets; needs no GPU.
-cross: $(VENV)/.installed-dev
-	$(BIN)/python -m bench.cross
+# Every Triton configuration compiled for every GPU target, with its budgets, by both Tritons; needs
+# no GPU.
+cross: $(VENV)/.installed-dev $(VENV)/.triton-3.6
+	$(BIN)/python -m bench.cross --jobs 2
+	PYTHONPATH=$(VENV)/triton-3.6 $(BIN)/python -m bench.cross --jobs 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -53,3 +55,10 @@ $(VENV)/.installed: $(VENV)/.created $(SOURCES)
 $(VENV)/.installed-dev: $(VENV)/.created $(SOURCES)
 	SPARSETICKET_BUILD_JOBS=2 $(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev]'
 	touch $(VENV)/.installed $@
+
+# The oldest Triton that the kernels work with, for the child processes of tests: in a folder of its
+# own, because an environment has but one.
+$(VENV)/.triton-3.6: $(VENV)/.created constraints-triton-3.6.txt
+	rm -rf $(VENV)/triton-3.6
+	$(BIN)/python -m pip install --no-deps --target $(VENV)/triton-3.6 -r constraints-triton-3.6.txt
+	touch $@

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import sparseticket as st
-from bench.peers import sparseprop_linear
+from bench.peers import sparseprop_linear, subset_sum_solvers
 from sparseticket import ops
+from sparseticket.reference.subset_sum import subset_sum as subset_sum_reference
 from sparseticket.train.models import build_model
 
 __all__ = ["CASES", "Case", "SWEEPS", "Sweep"]
@@ -250,6 +251,23 @@ def _apply(shape, density=0.3, dtype=torch.float32):
     return {"float mask": lambda: weight * floats, "ours": lambda: ops.apply_mask(weight, words)}
 
 
+def _popup_weight(shape):
+    """Forward and backward, beside the straight-through trick in plain torch."""
+    mask = _mask(shape, 0.3)
+    words, floats = ops.pack_mask(mask), mask.float()
+    weight, grad = torch.randn(shape), torch.randn(shape)
+    scores = torch.randn(shape, requires_grad=True)
+
+    def detached():
+        value = scores.abs() + (floats - scores.abs()).detach()
+        return torch.autograd.grad(weight * value, scores, grad)
+
+    def ours():
+        return torch.autograd.grad(ops.popup_weight(weight, scores, words, "abs"), scores, grad)
+
+    return {"straight-through in plain torch": detached, "ours": ours}
+
+
 def _rice(shape, density, decode):
     mask = _mask(shape, density)
     words = ops.pack_mask(mask)
@@ -280,6 +298,21 @@ def _regenerate(shape, dist, masked=False):
     return {
         "torch generator": fill,
         "ours": lambda: ops.regenerate(_SEED, _LAYER, shape, dist, _SIGMA, words=words),
+    }
+
+
+def _regenerate_many(shapes):
+    """Masked bf16 weights of a network, as its convolutions want them."""
+    layers = range(len(shapes))
+    words = [ops.pack_mask(_mask(shape, 0.3)) for shape in shapes]
+    dense = [torch.randn(shape, dtype=torch.bfloat16) for shape in shapes]
+    masks = [_mask(shape, 0.3).bfloat16() for shape in shapes]
+    sizes = [size for shape in shapes for size in shape]
+    recipes = ([_SEED] * len(shapes), list(layers), [len(s) for s in shapes], sizes)
+    sigmas = [_SIGMA] * len(shapes)
+    return {
+        "weight * mask": lambda: [w * m for w, m in zip(dense, masks, strict=True)],
+        "ours": lambda: ops.regenerate_many(words, *recipes, sigmas, torch.bfloat16, True),
     }
 
 
@@ -528,6 +561,30 @@ def _popup_linear_ds(shape, batch):
     }
 
 
+# ---------------------------------------------------------------- subset sums
+def _subset_inputs(count, n, product, shared=1):
+    torch.manual_seed(0)
+    base = torch.rand(count, n) * 2 - 1
+    base = base * (torch.rand(count, n) * 2 - 1) if product else base
+    return base, torch.rand(count, shared) * 2 - 1
+
+
+def _subset_sum(count, n, objective="min_card", product=False, shared=1):
+    """``count`` bases a call; peers solve the first few, so that theirs is the time of as many:
+    ``ours, as many`` is the row to hold beside them."""
+    base, target = _subset_inputs(count, n, product, shared)
+    eps = torch.tensor(0.01, dtype=torch.float64)
+    few = 2 if objective == "min_error" else 10
+    part = base[:few].contiguous(), target[:few, :1].contiguous()
+    contenders = {
+        name: lambda solve=solve: [solve(a, t, 0.01, objective) for a, t in zip(*part, strict=True)]
+        for name, solve in subset_sum_solvers().items()
+    }
+    contenders["reference"] = lambda: subset_sum_reference(*part, eps, None, objective)
+    contenders["ours, as many"] = lambda: ops.subset_sum(*part, eps, None, objective)
+    return {**contenders, "ours": lambda: ops.subset_sum(base, target, eps, None, objective)}
+
+
 # ---------------------------------------------------------------- convolutions
 def _conv_inputs(shape, size, batch, density):
     torch.manual_seed(0)
@@ -672,23 +729,6 @@ class _Compressed:
         return {"density": self.density, "form": "compressed"}
 
 
-def _popup_weight(shape, density):
-    weight, scores = torch.randn(shape), torch.randn(shape, requires_grad=True)
-    grad = torch.randn(shape)
-    kept = int(density * scores.numel())
-    (words,), _ = ops.select_mask([scores.detach()], [kept])
-    mask = ops.unpack_mask(words, shape).float()
-
-    def step(y):
-        scores.grad = None
-        y.backward(grad)
-
-    return {
-        "dense": lambda: step(weight * (mask + (scores - scores.detach()))),
-        "ours": lambda: step(ops.popup_weight(weight, scores, words, "abs", True)),
-    }
-
-
 def _popup_conv(shape, size, batch, density):
     x, _, _, _, geometry = _conv_inputs(shape, size, batch, density)
     x.requires_grad_()
@@ -789,6 +829,9 @@ CASES: dict[str, list[Case]] = {
         Case("2048x2048 bf16", lambda: _apply(_SQUARE, dtype=torch.bfloat16), 4 * _N + _N // 8),
         Case("512x512x3x3 fp32", lambda: _apply((512, 512, 3, 3)), 2359296 * 65 // 8),
     ],
+    "popup_weight": [
+        Case("2048x2048 fp32, with score gradient", lambda: _popup_weight(_SQUARE), 24 * _N)
+    ],
     "rice_encode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, False), _N // 8)],
     "rice_decode": [Case("2048x2048 keep .1", lambda: _rice(_SQUARE, 0.1, True), _N // 8)],
     "regenerate": [
@@ -800,6 +843,13 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("uniform 2048^2", lambda: _regenerate(_SQUARE, "uniform"), 4 * _N),
         Case("normal 2048^2", lambda: _regenerate(_SQUARE, "normal"), 4 * _N),
+    ],
+    "regenerate_many": [
+        Case(
+            "3x3 layers of ResNet-50 bf16",
+            lambda: _regenerate_many([shape for shape, _ in _RESNET_3X3]),
+            sum(math.prod(shape) for shape, _ in _RESNET_3X3) * 17 // 8,
+        )
     ],
     "sign_words": [Case("2048x2048", lambda: _signs(_SQUARE), _N // 8)],
     "masked_linear": [
@@ -894,6 +944,35 @@ CASES: dict[str, list[Case]] = {
             _BITS + _N // 5,
         )
         for t in (False, True)
+    ],
+    "subset_sum": [
+        *(
+            Case(
+                f"100,000 {'product' if p else 'uniform'} n={n} eps .01 min_card",
+                lambda n=n, p=p: _subset_sum(100_000, n, product=p),
+                100_000 * (4 * n + 29),
+            )
+            for p in (False, True)
+            for n in (15, 21)
+        ),
+        Case(
+            "397,000 uniform n=21 eps .01 min_card",
+            lambda: _subset_sum(397_000, 21),
+            397_000 * (4 * 21 + 29),
+        ),
+        Case(
+            "500 uniform n=21 shared by 784 eps .01 min_card",
+            lambda: _subset_sum(500, 21, shared=784),
+            500 * 784 * 29,
+        ),
+        *(
+            Case(
+                f"1,000 uniform n={n} min_error",
+                lambda n=n: _subset_sum(1000, n, "min_error"),
+                1000 * (4 * n + 29),
+            )
+            for n in (15, 21)
+        ),
     ],
     "sparse_linear": [
         *(
@@ -1040,9 +1119,6 @@ CASES: dict[str, list[Case]] = {
     ],
     "conv2d_flip": [
         Case("256x256x3x3 keep .1", lambda: _conv_pattern((256, 256, 3, 3), True), 8 * 58982)
-    ],
-    "popup_weight": [
-        Case("256x256x3x3 keep .5", lambda: _popup_weight((256, 256, 3, 3), 0.5), 8 * 589824)
     ],
     "popup_conv2d": [
         Case(

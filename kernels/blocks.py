@@ -10,10 +10,17 @@ a block lie as far apart as its block row has live columns, so that a block is a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 
-__all__ = ["BLOCKS", "block_of", "block_tile", "dot", "tiles_of", "warps_of"]
+from .tuning import Sizes, shipped, targets_of, tuned
+from .variants import Variant
+
+__all__ = ["BLOCKS", "block_of", "block_sizes", "block_tile", "block_variants", "dot"]
 
 BLOCKS = (128, 64, 32)
 
@@ -26,14 +33,45 @@ def block_of(size: int, rows: int, k: int, kept: int) -> int:
     raise ValueError(f"a list of {size} numbers is none of the blocks of [{rows}, {k}]")
 
 
-def tiles_of(block: int, m: int, halves: bool) -> dict[str, int]:
-    """Samples and columns of a tile: 128 x 64 of 2 bytes feed the tensor cores of Hopper."""
-    samples = 16 if m <= 16 else 64 if m <= 64 or not halves else 128
-    return {"BM": samples, "BK": min(block, 64 if halves else 32)}
+def block_sizes(op: str, block: int, m: int, dtype: torch.dtype, device: torch.device) -> Sizes:
+    """The configuration of ``op`` for blocks of this size and ``m`` samples."""
+    return tuned(f"{op} {block}{' fp32' if dtype == torch.float32 else ''}", m, device)
 
 
-def warps_of(block: int, m: int) -> int:
-    return 8 if block == 128 and m > 16 else 4
+def block_variants(
+    op: str,
+    kernel: Any,
+    pointers: tuple[str, ...],
+    integers: tuple[str, ...],
+    wgmma: Callable[[int, int], bool],
+    listed: str = "",
+    **constants: Any,
+) -> list[Variant]:
+    """``kernel`` in every configuration of ``listed`` (default: ``op``). ``wgmma``: for which block
+    size and samples of a tile it is meant to use the tensor cores of Hopper."""
+    ways = [f"{listed or op} {block}{kind}" for block in BLOCKS for kind in ("", " fp32")]
+    made = []
+    for architecture, way, sizes in shipped(*ways):
+        _, block, *fp32 = way.split(" ")
+        dtype = "*fp32" if fp32 else "*bf16"
+        made.append(
+            Variant(
+                f"{op} {' '.join([block, *fp32])} {sizes.name} {architecture}",
+                kernel,
+                {
+                    **dict.fromkeys(pointers, dtype),
+                    "p_list": "*i32",
+                    **dict.fromkeys(integers, "i32"),
+                },
+                {"BLOCK": int(block), **sizes.blocks, **constants},
+                warps=sizes.warps,
+                stages=sizes.stages,
+                aligned=("rows", "k"),
+                wgmma=not fp32 and wgmma(int(block), sizes.blocks["BM"]),
+                targets=targets_of(architecture),
+            )
+        )
+    return made
 
 
 @triton.jit

@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .apply_mask import all_of, live_bits
-from .updates import BLOCK, BY_NAME, block_start, layout_of, pointer, stepped, update_table
+from .apply_mask import live_bits
+from .tuning import shipped, targets_of, tuned
+from .updates import BY_NAME, layout_of, pointer, stepped, update_table, walk
 from .variants import Variant
 
 __all__ = ["VARIANTS", "masked_step"]
@@ -20,11 +21,12 @@ _SHADOW_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit
-def _step_block(
-    p_column, tensors, start, o, m, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
-    ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, SHADOW: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):  # fmt: skip
+def _step_block(p_column, tensors, start, o, m, rule, flags: tl.constexpr):
+    ADAM: tl.constexpr = flags[0]
+    MOMENTUM: tl.constexpr = flags[1]
+    NESTEROV: tl.constexpr = flags[2]
+    SHADOW: tl.constexpr = flags[3]
+    ALIGNED: tl.constexpr = flags[4]
     k, channels, taps = layout_of(p_column, tensors)
     i_row = start // k
     p_row = pointer(p_column, 5, tensors, tl.int32, False) + i_row * ((k + 63) // 64 * 2)
@@ -42,10 +44,7 @@ def _step_block(
         held = tl.where(live, tl.load(p_held, mask=m, other=0.0), 0.0)
     if ADAM:
         square = tl.where(live, tl.load(p_square, mask=m, other=0.0), 0.0)
-    made, held, square = stepped(
-        weight, grad, held, square, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
-        ADAM, MOMENTUM, NESTEROV,
-    )  # fmt: skip
+    made, held, square = stepped(weight, grad, held, square, rule, ADAM, MOMENTUM, NESTEROV)
     tl.store(p_weight, tl.where(live, made, weight), mask=m)
     if MOMENTUM:
         tl.store(p_held, tl.where(live, held, 0.0), mask=m)
@@ -62,18 +61,9 @@ def _masked_step(
     ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, SHADOW: tl.constexpr,
     ALIGNED: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    p_column, start, size = block_start(p_table, tensors, LANES, BLOCK)
-    o = tl.arange(0, BLOCK)
-    if start + BLOCK <= size:
-        _step_block(
-            p_column, tensors, start, o, all_of(BLOCK), lr, decay, beta1, beta1_rest, beta2,
-            beta2_rest, eps, root, ADAM, MOMENTUM, NESTEROV, SHADOW, ALIGNED,
-        )  # fmt: skip
-    else:
-        _step_block(
-            p_column, tensors, start, o, start + o < size, lr, decay, beta1, beta1_rest, beta2,
-            beta2_rest, eps, root, ADAM, MOMENTUM, NESTEROV, SHADOW, ALIGNED,
-        )  # fmt: skip
+    rule = (lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root)
+    flags: tl.constexpr = (ADAM, MOMENTUM, NESTEROV, SHADOW, ALIGNED)
+    walk(_step_block, p_table, tensors, rule, flags, LANES, BLOCK)
 
 
 def masked_step(
@@ -87,20 +77,24 @@ def masked_step(
     """``flat``: weights, gradients, first moments, second moments, shadows, each a list of 1-D
     tensors in memory order, the last three possibly empty. ``layouts``: rows, channels, taps.
     ``rule``: the numbers of ``popup_step.update_rule``."""
-    made = update_table([*flat, words], layouts)
+    if not flat[0]:
+        return
+    sizes = tuned("masked_step", sum(t.numel() for t in flat[0]), flat[0][0].device)
+    made = update_table([*flat, words], layouts, sizes.blocks["BLOCK"])
     if made is None:
         return
     table, blocks, constants, chosen = made
     _masked_step[(blocks,)](
         table, len(chosen), *rule,
         ADAM=adam, MOMENTUM=bool(flat[2]), NESTEROV=nesterov,
-        SHADOW=_SHADOW_TYPES[flat[4][0].dtype] if flat[4] else None, **constants,
+        SHADOW=_SHADOW_TYPES[flat[4][0].dtype] if flat[4] else None,
+        num_warps=sizes.warps, **constants,
     )  # fmt: skip
 
 
 VARIANTS = [
     Variant(
-        f"masked_step {name} {shadow or 'alone'}",
+        f"masked_step {name} {shadow or 'alone'} {architecture}",
         _masked_step,
         {"p_table": "*i64", "tensors": "i32", **dict.fromkeys(BY_NAME, "fp32")},
         {
@@ -110,11 +104,14 @@ VARIANTS = [
             "SHADOW": shadow,
             "ALIGNED": True,
             "LANES": 64,
-            "BLOCK": BLOCK,
+            **sizes.blocks,
         },
-        elements=BLOCK,
+        warps=sizes.warps,
+        elements=sizes.blocks["BLOCK"],
+        targets=targets_of(architecture),
         ceiling=ceiling,  # counts all the ways, of which a block takes one of eight
     )
+    for architecture, _, sizes in shipped("masked_step")
     for name, shadow, ceiling in (
         ("sgd", tl.bfloat16, 160),
         ("sgd", None, 125),

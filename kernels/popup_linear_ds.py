@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .ticket_linear import dot, signed, ticket_tile
-from .tuning import Config, architectures, configs, targets_of, tuned
+from .tuning import Config, shipped, targets_of, tuned
 from .variants import Variant
 
 __all__ = ["VARIANTS", "popup_linear_ds"]
@@ -94,6 +94,5 @@ VARIANTS = [
         aligned=("inputs", "outputs"),
         targets=targets_of(architecture),
     )
-    for architecture in architectures()
-    for config in configs(architecture)["popup_linear_ds"]
+    for architecture, _, config in shipped("popup_linear_ds")
 ]

@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .apply_mask import all_of, live_bits
-from .updates import BLOCK, BY_NAME, block_start, layout_of, pointer, stepped, update_table
+from .apply_mask import live_bits
+from .tuning import shipped, targets_of, tuned
+from .updates import BY_NAME, layout_of, pointer, stepped, update_table, walk
 from .variants import Variant
 
 __all__ = ["VARIANTS", "popup_step"]
@@ -36,11 +37,12 @@ def _score_grad(
 
 
 @triton.jit
-def _step_block(
-    p_column, tensors, start, o, m, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
-    ABS: tl.constexpr, ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):  # fmt: skip
+def _step_block(p_column, tensors, start, o, m, rule, flags: tl.constexpr):
+    ABS: tl.constexpr = flags[0]
+    ADAM: tl.constexpr = flags[1]
+    MOMENTUM: tl.constexpr = flags[2]
+    NESTEROV: tl.constexpr = flags[3]
+    ALIGNED: tl.constexpr = flags[4]
     p_score = pointer(p_column, 0, tensors, tl.float32, ALIGNED) + start + o
     p_grad = pointer(p_column, 1, tensors, tl.float32, ALIGNED) + start + o
     p_held = pointer(p_column, 2, tensors, tl.float32, ALIGNED) + start + o
@@ -54,10 +56,7 @@ def _step_block(
         held = tl.load(p_held, mask=m, other=0.0)
     if ADAM:
         square = tl.load(p_square, mask=m, other=0.0)
-    score, held, square = stepped(
-        score, grad, held, square, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
-        ADAM, MOMENTUM, NESTEROV,
-    )  # fmt: skip
+    score, held, square = stepped(score, grad, held, square, rule, ADAM, MOMENTUM, NESTEROV)
     tl.store(p_score, score, mask=m)
     if MOMENTUM:
         tl.store(p_held, held, mask=m)
@@ -71,18 +70,9 @@ def _popup_step(
     ABS: tl.constexpr, ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
     ALIGNED: tl.constexpr, LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    p_column, start, size = block_start(p_table, tensors, LANES, BLOCK)
-    o = tl.arange(0, BLOCK)
-    if start + BLOCK <= size:
-        _step_block(
-            p_column, tensors, start, o, all_of(BLOCK), lr, decay, beta1, beta1_rest, beta2,
-            beta2_rest, eps, root, ABS, ADAM, MOMENTUM, NESTEROV, ALIGNED,
-        )  # fmt: skip
-    else:
-        _step_block(
-            p_column, tensors, start, o, start + o < size, lr, decay, beta1, beta1_rest, beta2,
-            beta2_rest, eps, root, ABS, ADAM, MOMENTUM, NESTEROV, ALIGNED,
-        )  # fmt: skip
+    rule = (lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root)
+    flags: tl.constexpr = (ABS, ADAM, MOMENTUM, NESTEROV, ALIGNED)
+    walk(_step_block, p_table, tensors, rule, flags, LANES, BLOCK)
 
 
 def popup_step(
@@ -97,19 +87,23 @@ def popup_step(
     """``flat``: scores, gradients, first moments, second moments, each a list of 1-D tensors in
     memory order, the last two possibly empty. ``layouts``: rows, channels, taps. ``rule``: the
     numbers of ``popup_step.update_rule``."""
-    made = update_table([*flat, sigmas, signs], layouts)
+    if not flat[0]:
+        return
+    sizes = tuned("popup_step", sum(t.numel() for t in flat[0]), flat[0][0].device)
+    made = update_table([*flat, sigmas, signs], layouts, sizes.blocks["BLOCK"])
     if made is None:
         return
     table, blocks, constants, chosen = made
     _popup_step[(blocks,)](
         table, len(chosen), *rule, ABS=absolute,
-        ADAM=bool(flat[3]), MOMENTUM=bool(flat[2]), NESTEROV=nesterov, **constants,
+        ADAM=bool(flat[3]), MOMENTUM=bool(flat[2]), NESTEROV=nesterov,
+        num_warps=sizes.warps, **constants,
     )  # fmt: skip
 
 
 VARIANTS = [
     Variant(
-        f"popup_step {name}",
+        f"popup_step {name} {architecture}",
         _popup_step,
         {"p_table": "*i64", "tensors": "i32", **dict.fromkeys(BY_NAME, "fp32")},
         {
@@ -119,10 +113,13 @@ VARIANTS = [
             "NESTEROV": False,
             "ALIGNED": True,
             "LANES": 64,
-            "BLOCK": BLOCK,
+            **sizes.blocks,
         },
-        elements=BLOCK,
+        warps=sizes.warps,
+        elements=sizes.blocks["BLOCK"],
+        targets=targets_of(architecture),
         ceiling=ceiling,  # counts all the ways, of which a block takes one of eight
     )
+    for architecture, _, sizes in shipped("popup_step")
     for name, ceiling in (("sgd", 160), ("adamw", 300))
 ]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import struct
-
 import torch
 import triton
 import triton.language as tl
 
 from .philox import decode, interleave, normal_values, philox_words, uniform_values
-from .table import aligned, device_table
 from .variants import Variant
 
-__all__ = ["VARIANTS", "regenerate", "regenerate_many"]
+__all__ = ["FEW", "MANY", "SIGNED", "VARIANTS", "regenerate", "write_units"]
 
-_SIGNED = tl.constexpr(0)
-_FEW, _MANY = 32, 128  # 64-weight units a program makes; _MANY: a thread opens one of its own
+SIGNED = tl.constexpr(0)
+FEW, MANY = 32, 128  # 64-weight units a program makes; MANY: a thread opens one of its own
 
 
 @triton.jit
@@ -65,14 +62,15 @@ def _drawn_units(
 
 
 @triton.jit
-def _write_units(
+def write_units(
     p_out, p_words, p_table, i_block, units, row_units, k, channels, taps, sigma, key, high,
     DIST: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
+    """Block ``i_block`` of UNITS units of one tensor. DENSE: memory order is that of the units."""
     o_unit = i_block * UNITS + tl.arange(0, UNITS)
     m_unit = o_unit < units
     dtype: tl.constexpr = p_out.dtype.element_ty
-    if DIST == _SIGNED:
+    if DIST == SIGNED:
         value = _signed_units(o_unit, m_unit, p_words, key, high, sigma, dtype, MASKED)
     else:
         value = _drawn_units(
@@ -97,47 +95,10 @@ def _regenerate(
     p_out, p_words, p_table, units, row_units, k, channels, taps, sigma, key, high,
     DIST: tl.constexpr, MASKED: tl.constexpr, UNITS: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    _write_units(
+    write_units(
         p_out, p_words, p_table, tl.program_id(0), units, row_units, k, channels, taps, sigma,
         key, high, DIST, MASKED, UNITS, DENSE,
     )  # fmt: skip
-
-
-@triton.jit
-def _regenerate_many(
-    p_layers, layers, LANES: tl.constexpr, DTYPE: tl.constexpr,
-    UNITS: tl.constexpr, FEW: tl.constexpr,
-):  # fmt: skip
-    """Masked signed constants of many layers; rows of p_layers are columns of the launcher."""
-    i_block = tl.program_id(0)
-    o = tl.arange(0, LANES)
-    first = tl.load(p_layers + 5 * layers + o, mask=o < layers, other=2**62)
-    i_layer = tl.sum((first <= i_block).to(tl.int32)) - 1
-    i_block = i_block - tl.load(p_layers + 5 * layers + i_layer).to(tl.int32)
-    p_out = tl.load(p_layers + i_layer).to(tl.pointer_type(DTYPE))
-    p_words = tl.load(p_layers + layers + i_layer).to(tl.pointer_type(tl.int32))
-    p_out, p_words = tl.multiple_of(p_out, 16), tl.multiple_of(p_words, 16)
-    size, layout = (
-        tl.load(p_layers + 2 * layers + i_layer),
-        tl.load(p_layers + 3 * layers + i_layer),
-    )
-    seed = tl.load(p_layers + 4 * layers + i_layer)
-    sigma = tl.load(p_layers + 6 * layers + i_layer).to(tl.int32).to(tl.float32, bitcast=True)
-    rows, k = (size >> 32).to(tl.int32), size.to(tl.int32)
-    channels, taps = (layout >> 32).to(tl.int32), layout.to(tl.int32)
-    row_units = (k + 63) // 64
-    key, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    if k == row_units * 64 and taps == 1:
-        _write_units(
-            p_out, p_words, p_out, i_block, rows * row_units, row_units, k, channels, taps,
-            sigma, key, high, _SIGNED, True, UNITS, True,
-        )  # fmt: skip
-    else:
-        for i in range(UNITS // FEW):
-            _write_units(
-                p_out, p_words, p_out, i_block * (UNITS // FEW) + i, rows * row_units, row_units,
-                k, channels, taps, sigma, key, high, _SIGNED, True, FEW, False,
-            )  # fmt: skip
 
 
 def regenerate(
@@ -163,7 +124,7 @@ def regenerate(
     if not units:
         return
     dense = k % 64 == 0 and taps == 1
-    size = _MANY if dense and dist == 0 else _FEW
+    size = MANY if dense and dist == 0 else FEW
     _regenerate[(triton.cdiv(units, size),)](
         out, out if words is None else words, out if table is None else table,
         units, row_units, k, channels, taps, sigma, key, high,
@@ -171,46 +132,6 @@ def regenerate(
     )  # fmt: skip
 
 
-def regenerate_many(
-    outs: list[torch.Tensor],
-    words: list[torch.Tensor],
-    layouts: list[tuple[int, int, int]],
-    sigmas: list[float],
-    seeds: list[tuple[int, int]],
-) -> None:
-    """Fill every layer's tensor (one 16-bit dtype or fp32) with its masked signed constants.
-
-    ``layouts``: (rows, channels, taps) as in :func:`regenerate`; ``seeds``: (key, high). Every
-    ``out`` starts at a multiple of 16 bytes, as whole allocations do.
-    """
-    words = [aligned(w) for w in words]
-    given = [
-        entry for entry in zip(outs, words, layouts, sigmas, seeds, strict=True) if entry[0].numel()
-    ]
-    if not given:
-        return
-    blocks = [triton.cdiv(rows * triton.cdiv(c * s, 64), _MANY) for _, _, (rows, c, s), *_ in given]
-    columns = [
-        [out.data_ptr() for out, *_ in given],
-        [w.data_ptr() for _, w, *_ in given],
-        [rows << 32 | c * s for _, _, (rows, c, s), *_ in given],
-        [c << 32 | s for _, _, (rows, c, s), *_ in given],
-        [_signed(high << 32 | key) for *_, (key, high) in given],
-        [sum(blocks[:i]) for i in range(len(blocks))],
-        [struct.unpack("<i", struct.pack("<f", sigma))[0] for *_, sigma, _ in given],
-    ]
-    table = device_table([value for column in columns for value in column], outs[0].device)
-    _regenerate_many[(sum(blocks),)](
-        table, layers=len(given), LANES=triton.next_power_of_2(len(given)),
-        DTYPE=_DTYPES[given[0][0].dtype], UNITS=_MANY, FEW=_FEW,
-    )  # fmt: skip
-
-
-def _signed(word: int) -> int:
-    return word - 2**64 if word >= 2**63 else word
-
-
-_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _TYPES = {
     "p_words": "*i32",
     "p_table": "*fp32",
@@ -229,15 +150,8 @@ VARIANTS = [
         ceiling=ceiling,
     )
     for dist, name, dense, units, ceiling in (
-        *((0, "signed", True, _MANY, 10), (0, "signed", False, _FEW, 80)),
-        *((1, "uniform", True, _FEW, 34), (2, "normal", True, _FEW, 34)),
+        *((0, "signed", True, MANY, 10), (0, "signed", False, FEW, 80)),
+        *((1, "uniform", True, FEW, 34), (2, "normal", True, FEW, 34)),
     )
     for dtype in ("bf16", "fp32")
-] + [
-    Variant(
-        "regenerate many",
-        _regenerate_many,
-        {"p_layers": "*i64", "layers": "i32"},
-        {"LANES": 64, "DTYPE": tl.bfloat16, "UNITS": _MANY, "FEW": _FEW},
-    )
 ]

@@ -17,9 +17,10 @@ import triton.language as tl
 
 from .philox import philox_words, population
 from .table import aligned, device_table
+from .tuning import Sizes, shipped, targets_of, tuned
 from .variants import Variant
 
-__all__ = ["VARIANTS", "select_mask"]
+__all__ = ["VARIANTS", "select_mask", "select_sizes"]
 
 _LEAST_KEY = tl.constexpr(-(2**31))
 _LARGEST_KEY = tl.constexpr(2**31 - 1)
@@ -29,11 +30,9 @@ _HINT_WIDTH = tl.constexpr(1 << 16)  # keys on either side of the last threshold
 _SAMPLE = 16384
 _SAMPLE_SIGMAS = tl.constexpr(5.0)  # a sampled band misses once in a million
 _ROOM = tl.constexpr(8)  # a chunk has room for one candidate in 8 scores
-_BINS = 2048 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 256
-_LEVELS = 3 if _BINS == 2048 else 4
-_CHUNK_UNITS = (64, 512)  # of small and of large lists
-_TILE_UNITS = 32
-_COUNT_WARPS, _COUNT_TILE = 8, 32 if _BINS == 2048 else 16  # more a thread spills in Triton 3.6
+# Triton 3.6 counts by ballots, which 2048 bins make dear; and more scores a thread would spill.
+_NEW = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
+_COUNTING = "select_mask count" + ("" if _NEW else ", Triton 3.6")
 
 # A group's record, int32: the band, what the pass counted, what was found.
 _RECORD = tl.constexpr(8)
@@ -673,7 +672,8 @@ def select_mask(
         return
     scores = [aligned(t) for t in scores]
     within = None if within is None else [aligned(w) for w in within]
-    chunk = _CHUNK_UNITS[total > 2**22]
+    sizes, counting = select_sizes(total, device)
+    chunk, bins, levels = sizes.blocks["UNITS"], counting.blocks["BINS"], _levels(counting)
     chunks = [triton.cdiv(rows * triton.cdiv(c * s, 64), chunk) for rows, c, s, _ in layouts]
     table = _table(scores, layouts, words, within, kept, chunks, device)
     if taken is not None:
@@ -683,43 +683,53 @@ def select_mask(
     def ints(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.int32, device=device)
 
-    records, levels = ints(groups, _RECORD.value), ints(groups, _LEVELS + 1, _LEVEL.value)
-    bins = ints(groups, _LEVELS, _BINS)
+    records, ranges = ints(groups, _RECORD.value), ints(groups, levels + 1, _LEVEL.value)
+    counts = ints(groups, levels, bins)
     candidates = ints(everything, chunk * 2)
     inside, ties = ints(everything), ints(everything)
     keys, places = ints(everything, room), ints(everything, room)
     many = {"tensors": tensors, "LANES": triton.next_power_of_2(tensors), "LAYERS": not together}
-    tile = {"UNITS": chunk, "TILE": _TILE_UNITS}
+    tile = {**sizes.blocks, "num_warps": sizes.warps}
     kind = {"ABS": absolute, "WITHIN": within is not None}
     dense = [c * s % 64 == 0 and (s == 1 or canonical) for _, c, s, canonical in layouts]
     ragged = {"RAGGED": not all(dense)}
-    counting = {"BINS": _BINS, "LEVELS": _LEVELS}
+    cuts = {"BINS": bins, "LEVELS": levels}
     _bands[(groups,)](
-        table, out if state is None else state, out, records, bins, total,
+        table, out if state is None else state, out, records, counts, total,
         tensors if together else 1, tensors=tensors, HINTED=state is not None, **kind,
-        SAMPLE=_SAMPLE, COUNTS=_LEVELS * _BINS, num_warps=16,
+        SAMPLE=_SAMPLE, COUNTS=levels * bins, num_warps=16,
     )  # fmt: skip
     if not everything:
         return
     grid = (everything,)
     halves = candidates.view(torch.int16)
     _pass[grid](table, records, halves, inside, **many, **tile, **kind, **ragged)
-    for level in range(_LEVELS):
+    for level in range(levels):
         _count[grid](
-            table, records, levels, bins, candidates, inside, keys, places,
-            LEVEL=level, **many, UNITS=chunk, TILE=_COUNT_TILE, **kind, **counting,
-            num_warps=_COUNT_WARPS,
+            table, records, ranges, counts, candidates, inside, keys, places,
+            LEVEL=level, **many, UNITS=chunk, TILE=counting.blocks["TILE"], **kind, **cuts,
+            num_warps=counting.warps,
         )  # fmt: skip
     _settle[grid](
-        table, records, levels, bins, out, candidates, inside, ties, keys, places,
-        **many, **tile, **kind, **ragged, **counting,
+        table, records, ranges, counts, out, candidates, inside, ties, keys, places,
+        **many, **tile, **kind, **ragged, **cuts,
     )  # fmt: skip
-    _grant[grid](table, levels, candidates, ties, **many, **tile, LEVELS=_LEVELS)
+    _grant[grid](table, ranges, candidates, ties, **many, **tile, LEVELS=levels)
     if any(s > 1 for _, _, s, _ in layouts):
         _regrant[(tensors,)](
-            table, levels, candidates, ties, LAYERS=not together, tensors=tensors, **tile,
-            LEVELS=_LEVELS,
+            table, ranges, candidates, ties, LAYERS=not together, tensors=tensors, **tile,
+            LEVELS=levels,
         )  # fmt: skip
+
+
+def select_sizes(scores: int, device: torch.device) -> tuple[Sizes, Sizes]:
+    """Configurations of the passes over all scores, and of the counting."""
+    return tuned("select_mask", scores, device), tuned(_COUNTING, scores, device)
+
+
+def _levels(counting: Sizes) -> int:
+    """Countings until the bins of a level are single keys."""
+    return triton.cdiv(32, counting.blocks["BINS"].bit_length() - 1)
 
 
 def _table(scores, layouts, words, within, kept, chunks, device) -> torch.Tensor:
@@ -746,47 +756,65 @@ _POINTERS = {
     "count": "i32",
     "tensors": "i32",
 }
-_SHIPPED = {
+_CONSTANTS = {
     "LANES": 64,
     "LAYERS": True,
-    "UNITS": _CHUNK_UNITS[1],
-    "TILE": _TILE_UNITS,
     "ABS": True,
     "WITHIN": False,
     "RAGGED": False,
-    "BINS": _BINS,
-    "LEVELS": _LEVELS,
     "HINTED": True,
     "SAMPLE": _SAMPLE,
-    "COUNTS": _LEVELS * _BINS,
     "LEVEL": 0,
 }
 
 
-def _variant(name, kernel, warps=4, elements=0, ceiling=float("inf"), **constants):
+def _variant(architecture, name, kernel, sizes, warps=None, ceiling=float("inf"), **constants):
     names = kernel.arg_names
     types = {n: t for n, t in _POINTERS.items() if n in names}
     if kernel is _pass:
         types["p_candidates"] = "*i16"
-    constants = {n: v for n, v in {**_SHIPPED, **constants}.items() if n in names}
+    blocks = {**sizes.blocks, **_CONSTANTS, **constants}
+    elements = 64 * sizes.blocks["TILE"] if ceiling < float("inf") else 0
     return Variant(
-        f"select_mask {name}", kernel, types, constants, warps, 3, "score", elements, ceiling
+        f"select_mask {name} {architecture}",
+        kernel,
+        types,
+        {n: v for n, v in blocks.items() if n in names},
+        warps or sizes.warps,
+        unit="score",
+        elements=elements,
+        ceiling=ceiling,
+        targets=targets_of(architecture),
     )
 
 
-VARIANTS = [
-    _variant("pass", _pass, elements=64 * _TILE_UNITS, ceiling=20),
-    _variant("pass signed", _pass, elements=64 * _TILE_UNITS, ceiling=20, ABS=False),
-    _variant("pass ragged", _pass, RAGGED=True),
-    _variant("pass within", _pass, elements=64 * _TILE_UNITS, ceiling=24, WITHIN=True),
-    _variant("bands", _bands, 16),
-    _variant("bands sampled", _bands, 16, HINTED=False),
-    _variant("bands within", _bands, 16, HINTED=False, WITHIN=True),
-    _variant("count", _count, _COUNT_WARPS, TILE=_COUNT_TILE),
-    _variant("count within", _count, _COUNT_WARPS, TILE=_COUNT_TILE, WITHIN=True),
-    _variant("count next", _count, _COUNT_WARPS, TILE=_COUNT_TILE, LEVEL=1),
-    _variant("settle", _settle),
-    _variant("settle within", _settle, WITHIN=True, RAGGED=True),
-    _variant("grant", _grant),
-    _variant("regrant", _regrant),
-]
+def _variants():
+    """The passes of large lists and of small ones; all else once a GPU."""
+    for architecture, _, counting in shipped(_COUNTING):
+        bins, levels = counting.blocks["BINS"], _levels(counting)
+        cuts = {"BINS": bins, "LEVELS": levels, "COUNTS": levels * bins}
+        listed = [sizes for a, _, sizes in shipped("select_mask") if a == architecture]
+        many = listed[-1]
+
+        def made(name, kernel, sizes=many, architecture=architecture, cuts=cuts, **options):
+            return _variant(architecture, name, kernel, sizes, **{**cuts, **options})
+
+        yield made("pass", _pass, ceiling=20)
+        yield from (made(f"pass {s.name}", _pass, s, ceiling=20) for s in listed[:-1])
+        yield made("pass signed", _pass, ceiling=20, ABS=False)
+        yield made("pass ragged", _pass, RAGGED=True)
+        yield made("pass within", _pass, ceiling=24, WITHIN=True)
+        yield made("bands", _bands, warps=16)
+        yield made("bands sampled", _bands, warps=16, HINTED=False)
+        yield made("bands within", _bands, warps=16, HINTED=False, WITHIN=True)
+        count = counting._replace(blocks={**many.blocks, **counting.blocks})
+        yield made("count", _count, count)
+        yield made("count within", _count, count, WITHIN=True)
+        yield made("count next", _count, count, LEVEL=1)
+        yield made("settle", _settle)
+        yield made("settle within", _settle, WITHIN=True, RAGGED=True)
+        yield made("grant", _grant)
+        yield made("regrant", _regrant)
+
+
+VARIANTS = list(_variants())

@@ -6,12 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import block_of, dot, tiles_of, warps_of
+from .blocks import block_of, block_sizes, block_variants, dot
+from .tuning import shipped, targets_of, tuned
 from .variants import Variant
 
 __all__ = ["VARIANTS", "sparse_linear"]
-
-_LIST_ROWS, _LIST_CHUNK = 8, 128
 
 
 @triton.jit
@@ -84,45 +83,42 @@ def sparse_linear(
         return
     args = (x, values, pattern, x if bias is None else bias, y, m, rows, k)
     if pattern.ndim == 1:
-        _list_forward[(triton.cdiv(rows, _LIST_ROWS),)](
-            *args, SAMPLES=triton.next_power_of_2(m), ROWS=_LIST_ROWS, CHUNK=_LIST_CHUNK,
-            BIAS=bias is not None,
+        sizes = tuned("sparse_linear list", m, x.device)
+        _list_forward[(triton.cdiv(rows, sizes.blocks["ROWS"]),)](
+            *args, SAMPLES=triton.next_power_of_2(m), **sizes.blocks, BIAS=bias is not None,
+            num_warps=sizes.warps,
         )  # fmt: skip
         return
     block = block_of(pattern.numel(), rows, k, values.numel())
-    tiles = tiles_of(block, m, x.element_size() == 2)
-    _block_forward[(triton.cdiv(m, tiles["BM"]), rows // block)](
-        *args, BLOCK=block, **tiles, BIAS=bias is not None, num_warps=warps_of(block, m)
+    sizes = block_sizes("sparse_linear", block, m, x.dtype, x.device)
+    _block_forward[(triton.cdiv(m, sizes.blocks["BM"]), rows // block)](
+        *args, BLOCK=block, **sizes.blocks, BIAS=bias is not None,
+        num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
 
 
-_SIZES = dict.fromkeys(("m", "rows", "k"), "i32")
+_POINTERS, _SIZES = ("p_x", "p_values", "p_bias", "p_y"), ("m", "rows", "k")
 VARIANTS = [
-    *(
-        Variant(
-            f"sparse_linear {block} {dtype} M={m}",
-            _block_forward,
-            {**dict.fromkeys(("p_x", "p_values", "p_bias", "p_y"), f"*{dtype}"),
-             "p_list": "*i32", **_SIZES},
-            {"BLOCK": block, **tiles_of(block, m, dtype != "fp32"), "BIAS": True},
-            warps=warps_of(block, m),
-            aligned=("rows", "k"),
-            wgmma=dtype != "fp32" and m > 16,
-        )
-        for block in (128, 64, 32)
-        for dtype, m in (("bf16", 4096), ("fp16", 64), ("bf16", 16), ("fp32", 4096))
+    *block_variants(
+        "sparse_linear", _block_forward, _POINTERS, _SIZES, lambda block, m: m > 16, BIAS=True
     ),
     *(
         Variant(
-            f"sparse_linear list {dtype} M={m}",
+            f"sparse_linear list {dtype} M={m} {architecture}",
             _list_forward,
-            {**dict.fromkeys(("p_x", "p_values", "p_bias", "p_y"), f"*{dtype}"),
-             "p_list": "*i32", **_SIZES},
-            {"SAMPLES": m, "ROWS": _LIST_ROWS, "CHUNK": _LIST_CHUNK, "BIAS": True},
+            {
+                **dict.fromkeys(_POINTERS, f"*{dtype}"),
+                "p_list": "*i32",
+                **dict.fromkeys(_SIZES, "i32"),
+            },
+            {"SAMPLES": m, **sizes.blocks, "BIAS": True},
+            warps=sizes.warps,
             unit="live weight",
-            elements=_LIST_ROWS * _LIST_CHUNK,
+            elements=sizes.blocks["ROWS"] * sizes.blocks["CHUNK"],
             ceiling=ceiling,
+            targets=targets_of(architecture),
         )
-        for dtype, m, ceiling in (("bf16", 1, 25), ("bf16", 4, 75), ("fp32", 1, 20))
+        for architecture, _, sizes in shipped("sparse_linear list")
+        for dtype, m, ceiling in (("bf16", 1, 25), ("bf16", 4, 60), ("fp32", 1, 20))
     ),
-]  # fmt: skip
+]

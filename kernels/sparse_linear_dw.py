@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import block_of, block_tile, dot
-from .variants import Variant
+from .blocks import block_of, block_sizes, block_tile, block_variants, dot
 
 __all__ = ["VARIANTS", "sparse_linear_dw"]
 
@@ -34,14 +33,6 @@ def _block_dw(
     tl.store(p_out, acc.to(p_values.dtype.element_ty))
 
 
-def _samples(m: int, block: int, halves: bool) -> int:
-    return 16 if m <= 16 else 64 if halves and block < 128 else 32
-
-
-def _warps(block: int) -> int:
-    return 8 if block == 128 else 4
-
-
 def sparse_linear_dw(
     grad: torch.Tensor, x: torch.Tensor, pattern: torch.Tensor, values: torch.Tensor
 ) -> None:
@@ -52,23 +43,17 @@ def sparse_linear_dw(
         return
     block = block_of(pattern.numel(), rows, k, values.numel())
     live = values.numel() // block**2
-    samples = _samples(m, block, x.element_size() == 2)
+    sizes = block_sizes("sparse_linear_dw", block, m, x.dtype, x.device)
     _block_dw[(live,)](
-        grad, x, pattern, values, m, rows, k, live, BLOCK=block, BM=samples, num_warps=_warps(block)
+        grad, x, pattern, values, m, rows, k, live, BLOCK=block, **sizes.blocks,
+        num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
 
 
-VARIANTS = [
-    Variant(
-        f"sparse_linear_dw {block} {dtype} M={m}",
-        _block_dw,
-        {**dict.fromkeys(("p_grad", "p_x", "p_values"), f"*{dtype}"), "p_list": "*i32",
-         **dict.fromkeys(("m", "rows", "k", "live"), "i32")},
-        {"BLOCK": block, "BM": _samples(m, block, dtype != "fp32")},
-        warps=_warps(block),
-        aligned=("rows", "k"),
-        wgmma=dtype != "fp32" and block >= 64,
-    )
-    for block in (128, 64, 32)
-    for dtype, m in (("bf16", 4096), ("bf16", 16), ("fp32", 4096))
-]  # fmt: skip
+VARIANTS = block_variants(
+    "sparse_linear_dw",
+    _block_dw,
+    ("p_grad", "p_x", "p_values"),
+    ("m", "rows", "k", "live"),
+    lambda block, m: block >= 64,
+)

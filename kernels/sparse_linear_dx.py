@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .blocks import block_of, block_tile, dot, tiles_of, warps_of
-from .variants import Variant
+from .blocks import block_of, block_sizes, block_tile, block_variants, dot
 
 __all__ = ["VARIANTS", "sparse_linear_dx"]
 
@@ -48,24 +47,18 @@ def sparse_linear_dx(
     if not out.numel():
         return
     block = block_of(pattern.numel(), rows, k, values.numel())
-    tiles = tiles_of(block, m, grad.element_size() == 2)
-    _block_dx[(triton.cdiv(m, tiles["BM"]), k // block)](
+    sizes = block_sizes("sparse_linear", block, m, grad.dtype, grad.device)
+    _block_dx[(triton.cdiv(m, sizes.blocks["BM"]), k // block)](
         grad, values, pattern, out, m, rows, k, values.numel() // block**2,
-        BLOCK=block, **tiles, num_warps=warps_of(block, m),
+        BLOCK=block, **sizes.blocks, num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
 
 
-VARIANTS = [
-    Variant(
-        f"sparse_linear_dx {block} {dtype} M={m}",
-        _block_dx,
-        {**dict.fromkeys(("p_grad", "p_values", "p_out"), f"*{dtype}"), "p_list": "*i32",
-         **dict.fromkeys(("m", "rows", "k", "live"), "i32")},
-        {"BLOCK": block, **tiles_of(block, m, dtype != "fp32")},
-        warps=warps_of(block, m),
-        aligned=("rows", "k"),
-        wgmma=dtype != "fp32" and m > 16,
-    )
-    for block in (128, 64, 32)
-    for dtype, m in (("bf16", 4096), ("bf16", 16), ("fp32", 4096))
-]  # fmt: skip
+VARIANTS = block_variants(
+    "sparse_linear_dx",
+    _block_dx,
+    ("p_grad", "p_values", "p_out"),
+    ("m", "rows", "k", "live"),
+    lambda block, m: m > 16,
+    listed="sparse_linear",
+)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .ticket_linear import aligned, dot, signed, split, sum_splits, ticket_tile
-from .tuning import Config, architectures, configs, targets_of, tuned
+from .tuning import Config, shipped, targets_of, tuned
 from .variants import Variant
 
 __all__ = ["VARIANTS", "ticket_conv2d"]
@@ -134,6 +134,5 @@ VARIANTS = [
         aligned=("channels", "inputs", "outputs"),
         targets=targets_of(architecture),
     )
-    for architecture in architectures()
-    for config in configs(architecture)["ticket_conv2d"]
+    for architecture, _, config in shipped("ticket_conv2d")
 ]

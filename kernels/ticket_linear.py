@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .philox import decode, interleave, philox_words, tile_sign
-from .tuning import Config, architectures, configs, targets_of, tuned
+from .tuning import Config, shipped, targets_of, tuned
 from .variants import Variant
 
 __all__ = [
@@ -294,11 +294,10 @@ _SKINNY_CEILING = 4.0
 
 def _variants():
     """Every shipped configuration, and the stored-sign variant of those for few rows."""
-    for architecture in architectures():
-        for op in (op for op in configs(architecture) if op.startswith("ticket_linear")):
-            for config in configs(architecture)[op]:
-                for stored in (False, True)[: 1 + (op == "ticket_linear" and config.rows <= 64)]:
-                    yield _variant(architecture, op, config, stored)
+    ways = [f"ticket_linear{way}{kind}" for kind in ("", " fp32") for way in ("", " transposed")]
+    for architecture, op, config in shipped(*ways):
+        for stored in (False, True)[: 1 + (op == "ticket_linear" and config.most <= 64)]:
+            yield _variant(architecture, op, config, stored)
 
 
 def _variant(architecture, op, config, stored):

@@ -5,23 +5,25 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["Config", "architectures", "configs", "targets_of", "tuned"]
+__all__ = ["Config", "Sizes", "architectures", "configs", "shipped", "targets_of", "tuned"]
 
 _FOLDER = Path(__file__).parent / "configs"
 _ANY = "default"  # any other GPU: 64 KB of shared memory
 
 
 class Config(NamedTuple):
-    """``rows``: batch rows up to which it is taken. Tiles are BM batch rows, BO outputs and BR
-    inputs. ``group`` batch tiles run side by side; a sum is split until ``programs`` run."""
+    """Of products with decoded weights. ``most``: batch rows up to which it is taken. Tiles are BM
+    batch rows, BO outputs and BR inputs. ``group`` batch tiles run side by side; a sum is split
+    until ``programs`` run."""
 
     name: str
-    rows: int
+    most: int
     kernel: str
     BM: int
     BO: int
@@ -31,6 +33,25 @@ class Config(NamedTuple):
     group: int = 8
     programs: int = 1
 
+    def __str__(self) -> str:
+        tiles = f"BM={self.BM} BO={self.BO} BR={self.BR}"
+        return f"configuration {self.name}: {tiles}, {self.warps} warps"
+
+
+class Sizes(NamedTuple):
+    """Of all other kernels: their constants by name. ``most``: scores, weights or batch rows up to
+    which it is taken."""
+
+    name: str
+    most: int
+    blocks: dict[str, int]
+    warps: int = 4
+    stages: int = 3
+
+    def __str__(self) -> str:
+        blocks = " ".join(f"{name}={size}" for name, size in self.blocks.items())
+        return f"configuration {self.name}: {blocks}, {self.warps} warps"
+
 
 def architectures() -> list[str]:
     """Names with a file of their own, and the one for all others."""
@@ -38,10 +59,20 @@ def architectures() -> list[str]:
 
 
 @functools.cache
-def configs(architecture: str) -> dict[str, list[Config]]:
-    """Configurations by op, in rising order of batch rows."""
+def configs(architecture: str) -> dict[str, list[Config | Sizes]]:
+    """Configurations by op, in rising order of ``most``."""
     read = json.loads((_FOLDER / f"{architecture}.json").read_text())
-    return {op: [Config(**entry) for entry in listed] for op, listed in read.items()}
+    return {
+        op: [(Sizes if "blocks" in entry else Config)(**entry) for entry in listed]
+        for op, listed in read.items()
+    }
+
+
+def shipped(*ops: str) -> Iterator[tuple[str, str, Config | Sizes]]:
+    """(architecture, op, configuration) of all that ship for these."""
+    for architecture in architectures():
+        for op in ops:
+            yield from ((architecture, op, c) for c in configs(architecture)[op])
 
 
 def targets_of(architecture: str) -> tuple[str, ...]:
@@ -49,10 +80,10 @@ def targets_of(architecture: str) -> tuple[str, ...]:
     return ("gfx942",) if architecture == _ANY else (architecture,)
 
 
-def tuned(op: str, rows: int, device: torch.device) -> Config:
-    """The configuration for ``rows`` batch rows; the last one serves any more."""
+def tuned(op: str, size: int, device: torch.device) -> Config | Sizes:
+    """The configuration for ``size`` batch rows, scores or weights; the last serves any more."""
     listed = configs(_architecture(device))[op]
-    return next((c for c in listed if rows <= c.rows), listed[-1])
+    return next((c for c in listed if size <= c.most), listed[-1])
 
 
 @functools.cache

@@ -13,11 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .apply_mask import all_of
 from .table import device_table
 
-__all__ = ["BLOCK", "BY_NAME", "block_start", "layout_of", "pointer", "stepped", "update_table"]
+__all__ = ["BY_NAME", "layout_of", "pointer", "stepped", "update_table", "walk"]
 
-BLOCK = 2048
 BY_NAME = ("lr", "decay", "beta1", "beta1_rest", "beta2", "beta2_rest", "eps", "root")
 _SIZE, _K, _CHANNELS, _TAPS, _FIRST = (tl.constexpr(6 + i) for i in range(5))
 
@@ -32,14 +32,30 @@ def pointer(p_column, i_row: tl.constexpr, tensors, dtype: tl.constexpr, ALIGNED
 
 
 @triton.jit
-def block_start(p_table, tensors, LANES: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's tensor (its column), its first element there, and how many there are."""
+def walk(
+    STEP: tl.constexpr,
+    p_table,
+    tensors,
+    rule,
+    flags: tl.constexpr,
+    LANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``STEP(p_column, tensors, start, o, m, rule, flags)`` on this program's block: its tensor's
+    column, the block's first element there, places from it and which of them are elements.
+    ``rule``: the numbers of BY_NAME; ``flags``: the kernel's own constants."""
     i_block = tl.program_id(0)
     o = tl.arange(0, LANES)
     first = tl.load(p_table + _FIRST * tensors + o, mask=o < tensors, other=2**62)
     p_column = p_table + tl.sum((first <= i_block).to(tl.int32)) - 1
     start = (i_block - tl.load(p_column + _FIRST * tensors)) * BLOCK
-    return p_column, tl.multiple_of(start, BLOCK), tl.load(p_column + _SIZE * tensors)
+    start = tl.multiple_of(start, BLOCK)
+    size = tl.load(p_column + _SIZE * tensors)
+    o = tl.arange(0, BLOCK)
+    if start + BLOCK <= size:
+        STEP(p_column, tensors, start, o, all_of(BLOCK), rule, flags)
+    else:
+        STEP(p_column, tensors, start, o, start + o < size, rule, flags)
 
 
 @triton.jit
@@ -52,10 +68,11 @@ def layout_of(p_column, tensors):
 
 @triton.jit
 def stepped(
-    value, grad, held, square, lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root,
+    value, grad, held, square, rule,
     ADAM: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
 ):  # fmt: skip
     """torch's formulas, operation by operation: (value, first moment, second moment)."""
+    lr, decay, beta1, beta1_rest, beta2, beta2_rest, eps, root = rule
     if ADAM:
         held += beta1_rest * (grad - held)
         square = square * beta2 + (beta2_rest * grad) * grad
@@ -69,7 +86,9 @@ def stepped(
 
 
 def update_table(
-    lists: list[list[torch.Tensor | float | None]], layouts: list[tuple[int, int, int]]
+    lists: list[list[torch.Tensor | float | None]],
+    layouts: list[tuple[int, int, int]],
+    block: int,
 ) -> tuple[torch.Tensor, int, dict[str, int | bool], list[int]] | None:
     """(table, blocks, its constants, the tensors that have elements) of six lists in the order of
     their rows, empty ones and None for none; None if there is nothing to do."""
@@ -82,12 +101,12 @@ def update_table(
     sizes, firsts, blocks = [lists[0][i].numel() for i in chosen], [], 0
     for size in sizes:
         firsts.append(blocks)
-        blocks += triton.cdiv(size, BLOCK)
+        blocks += triton.cdiv(size, block)
     layout = [layouts[i] for i in chosen]
     rows += [sizes, [c * t for _, c, t in layout], [c for _, c, _ in layout]]
     rows += [[t for _, _, t in layout], firsts]
     table = device_table([value for row in rows for value in row], lists[0][0].device)
-    constants = {"ALIGNED": aligned, "LANES": triton.next_power_of_2(len(chosen)), "BLOCK": BLOCK}
+    constants = {"ALIGNED": aligned, "LANES": triton.next_power_of_2(len(chosen)), "BLOCK": block}
     return table, blocks, constants, chosen
 
 

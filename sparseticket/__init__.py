@@ -14,8 +14,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "masks": ("PackedMask", "random_mask", "regenerate", "select_mask"),
     "nn": (
+        "SparseConv1d",
         "SparseConv2d",
+        "SparseConvTranspose2d",
+        "SparseEmbedding",
         "SparseLinear",
+        "SparseMultiheadAttention",
         "attach",
         "densify_",
         "explain",
@@ -41,9 +45,17 @@ _EXPORTS = {
         "set_task",
         "superpose",
     ),
-    "io": ("Ticket", "TicketError"),
+    "io": (
+        "Ticket",
+        "TicketError",
+        "export_dense",
+        "export_onnx",
+        "import_masks",
+        "to_dense",
+    ),
     "train": ("search",),
 }
+_PACKAGES = ("theory",)
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __all__ = ["__version__", *sorted(_HOME)]
@@ -52,6 +64,8 @@ load_compiled(Path(__file__).parent)
 
 
 def __getattr__(name: str):
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'sparseticket' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
@@ -60,4 +74,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -22,15 +22,19 @@ from . import __version__
 from .io import Ticket, accounts
 from .tickets import METHODS, get_method
 from .train.experiments import (
+    CheckOptions,
     DemoOptions,
     EvalOptions,
+    ExportOptions,
     SearchOptions,
+    check_ticket,
     evaluate_ticket,
+    export_ticket,
     run_demo,
-    run_search,
 )
-from .train.loop import Recipe
-from .train.report import format_bytes, table
+from .train.report import format_bytes, format_kept, format_percent, table
+from .train.searches import EXPERIMENTS, get_experiment
+from .train.theory import EXPERIMENTS as THEORY
 
 __all__ = ["main"]
 
@@ -47,9 +51,20 @@ The same seed, settings and thread count give the same ticket, byte for byte.
   sparseticket search --out runs/a                                     digits, mlp, half the weights
   sparseticket search --density 0.1 --scale density --out runs/b       a tenth, rescaled
   sparseticket search --dataset cifar10 --model conv6 --data DATA --epochs 100 --out runs/c
-  sparseticket search --config runs/b/config.yaml --seed 1 --out runs/d"""
+  sparseticket search --config runs/b/config.yaml --seed 1 --out runs/d
+  sparseticket search --config configs/generative_mnist.yaml --data DATA --out runs/e
+
+--experiment chooses what a ticket is searched for; each experiment has flags of its own, listed by
+--experiment NAME --help."""
 _EVAL = """\
 Test accuracy of a ticket file. The model is built anew, its weights come from the file's seeds."""
+_CHECK = """\
+The ticket beside its controls: the mask shuffled inside each layer, the weights redrawn from other
+seeds, the mask inverted (as many of the weights that the ticket dropped); test accuracy, mean and
+standard deviation over seeds. Exit status 0 whatever they show."""
+_EXPORT = """\
+The model of a ticket file with dense weights, bit for bit those that the seeds give, zeros
+included: for torch (--out model.safetensors or .pt, a state_dict; .pt2, a program) or ONNX."""
 _DEMO = """\
 The whole story in about a minute: tickets at density 0.5 and 0.1 on scikit-learn's digits against a
 dense-trained and a random-mask control, then both tickets again in new processes, from seed and
@@ -60,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0, 1 for a failed demonstration, 2 for an error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = _parser(_chosen_method(arguments)).parse_args(arguments)
+        options = _parser(*_chosen(arguments)).parse_args(arguments)
         return options.run(options)
     except _ERRORS as error:
         if "--debug" in arguments:
@@ -85,8 +100,8 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def _parser(method: str) -> argparse.ArgumentParser:
-    """The parser; ``search`` takes the flags of ``method`` and of no other."""
+def _parser(experiment: str, method: str) -> argparse.ArgumentParser:
+    """The parser; ``search`` takes the flags of ``experiment`` and ``method`` and of no others."""
     parser = _Parser("sparseticket", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"sparseticket {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -106,9 +121,10 @@ def _parser(method: str) -> argparse.ArgumentParser:
 
     sub = command("search", "--out DIR", _search, "search a ticket and report on it", _SEARCH)
     sub.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-    sub.set_defaults(of=method)
-    _add_fields(sub.add_argument_group("task"), SearchOptions)
-    _add_fields(sub.add_argument_group("training"), Recipe, defaults=get_method(method).recipe)
+    sub.set_defaults(of=(experiment, method))
+    titles = (f"experiment {experiment}, one of {', '.join(EXPERIMENTS)}", "training")
+    for title, part in zip(titles, get_experiment(experiment).parts, strict=False):
+        _add_fields(sub.add_argument_group(title), part, defaults=get_method(method).recipe)
     group = sub.add_argument_group(f"method {method}", inspect.cleandoc(get_method(method).__doc__))
     _add_fields(group, get_method(method), without={"seed"})
 
@@ -116,6 +132,16 @@ def _parser(method: str) -> argparse.ArgumentParser:
     sub.add_argument("ticket", type=Path, metavar="TICKET")
     _add_fields(sub, EvalOptions)
     sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = command("check", "TICKET", _check, "a ticket beside its controls", _CHECK)
+    sub.add_argument("ticket", type=Path, metavar="TICKET")
+    _add_fields(sub, CheckOptions)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    usage = "TICKET --to FORMAT --out FILE"
+    sub = command("export", usage, _export, "a ticket as a plain dense model", _EXPORT)
+    sub.add_argument("ticket", type=Path, metavar="TICKET")
+    _add_fields(sub, ExportOptions)
 
     sub = command("info", "FILE", _info, "layers and sizes of a ticket file, which is checked")
     sub.add_argument("ticket", type=Path, metavar="FILE")
@@ -127,43 +153,44 @@ def _parser(method: str) -> argparse.ArgumentParser:
     command("methods", "", _methods, "list the search methods and their settings")
     sub = command("demo", "", _demo, "search, compare, reload: the whole story", _DEMO)
     _add_fields(sub, DemoOptions)
+
+    text = "run the experiment of a theory paper"
+    sub = commands.add_parser("theory", help=text, description=f"{text}: tables, CSV and picture")
+    names = sub.add_subparsers(title="experiments", metavar="NAME", required=True)
+    for name, module in THEORY.items():
+        about = inspect.cleandoc(module.__doc__)
+        one = names.add_parser(name, help=about.partition("\n")[0], description=about)
+        one.set_defaults(run=_theory, of=name)
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        folder = Path("theory_out") / name
+        help_ = f"folder for the results (default {folder})"
+        one.add_argument("--out", type=Path, metavar="DIR", default=folder, help=help_)
+        _add_fields(one, module.Config)
     return parser
 
 
-def _chosen_method(arguments: Sequence[str]) -> str:
-    """The method that ``search`` will run, needed before its flags can be known."""
+def _chosen(arguments: Sequence[str]) -> tuple[str, str]:
+    """Experiment and method that ``search`` will run, needed before its flags can be known."""
     early = _Parser("sparseticket search", add_help=False)
-    early.add_argument("--method")
+    for name in ("experiment", "method"):
+        early.add_argument(f"--{name}", default=argparse.SUPPRESS)
     early.add_argument("--config", type=Path)
     known, _ = early.parse_known_args(list(arguments))
-    method = known.method
-    if method is None and known.config is not None:
-        method = _read_yaml(known.config).get("method")
-    method = SearchOptions.method if method is None else method
+    settings = _read_yaml(known.config) if known.config is not None else {}
+    settings |= vars(known)
+    experiment = settings.get("experiment", SearchOptions.experiment)
+    method = settings.get("method", get_experiment(experiment).parts[0].method)
     get_method(method)  # an unknown name raises here, with the known ones
-    return method
+    return experiment, method
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    method = get_method(arguments.of)
-    classes = (SearchOptions, Recipe, method)
-    options, recipe, config = _settings(arguments, *classes, defaults=method.recipe)
-    report, _ = run_search(options, recipe, config)
-    print(f"ticket         {options.out / 'ticket.safetensors'}")
-    print(f"test accuracy  {_percent(report['test_accuracy'])} ({report['dataset']})")
-    print(f"validation     {_percent(report['val_accuracy'])}")
-    if "task_accuracies" in report:
-        for task, accuracy in enumerate(report["task_accuracies"]):
-            guess, reached = (
-                report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
-            )
-            print(f"task {task:<9} {_percent(accuracy)}, taken for {guess}: {_percent(reached)}")
-    if "finetuned_test_accuracy" in report:
-        print(f"fine-tuned     {_percent(report['finetuned_test_accuracy'])}")
-    print(f"kept           {_kept(report)}")
-    dense, size = report["dense_bytes"], report["ticket_bytes"]
-    print(f"size           {format_bytes(size)}, dense weights {format_bytes(dense)}")
-    print(f"seconds        {report['seconds']:.1f} with {report['threads']} threads")
+    experiment, method = get_experiment(arguments.of[0]), get_method(arguments.of[1])
+    *parts, config = _settings(arguments, *experiment.parts, method, defaults=method.recipe)
+    report = experiment.run(*parts, config)
+    print(f"ticket         {parts[0].out / 'ticket.safetensors'}")
+    for label, text in experiment.lines(report):
+        print(f"{label:<14} {text}")
     _note(report["missing"])
     return 0
 
@@ -176,11 +203,39 @@ def _eval(arguments: argparse.Namespace) -> int:
         return 0
     correct = round(result["test_accuracy"] * result["examples"])
     print(
-        f"test accuracy {_percent(result['test_accuracy'])} ({correct:,} of "
+        f"test accuracy {format_percent(result['test_accuracy'])} ({correct:,} of "
         f"{result['examples']:,}), {result['model']} on {result['dataset']}"
     )
     if result["dataset"] != result["trained_on"]:
         _note([f"the ticket was found on {result['trained_on']}"])
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, CheckOptions)
+    result = check_ticket(arguments.ticket, options)
+    if arguments.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{result['method']}, {result['model']} on {result['dataset']}\n")
+    header = ("control", "test accuracy", "std", "lowest", "highest", "seeds")
+    rows = [
+        (
+            *(row["control"], format_percent(row["mean"])),
+            "" if row["std"] is None else format_percent(row["std"]),
+            *(format_percent(f(row["scores"])) for f in (min, max)),
+            len(row["scores"]),
+        )
+        for row in result["rows"]
+    ]
+    print(table(header, rows))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    (options,) = _settings(arguments, ExportOptions)
+    result = export_ticket(arguments.ticket, options)
+    print(f"{result['out']}: {format_bytes(result['bytes'])}")
     return 0
 
 
@@ -204,7 +259,7 @@ def _info(arguments: argparse.Namespace) -> int:
         for layer in info["layers"]
     ]
     print(table(header, rows))
-    print(f"\nkept {_kept(info)}")
+    print(f"\nkept {format_kept(info)}")
     for part in ("raw", "coded", "normalisation", "not_weight_free"):
         bits = info[f"{part}_bits"]
         label = part.replace("_free", "-free").replace("_", " ")
@@ -251,9 +306,9 @@ def _demo(arguments: argparse.Namespace) -> int:
     header = ("what", "test accuracy", "reloaded", "kept weights", "bytes", "dense / this")
     rows = [
         (
-            *(row["what"], _percent(row["test_accuracy"])),
-            _percent(row["reloaded_accuracy"]) if "reloaded_accuracy" in row else "",
-            *(_kept(row), f"{row['bytes']:,}", f"{dense / row['bytes']:.1f}"),
+            *(row["what"], format_percent(row["test_accuracy"])),
+            format_percent(row["reloaded_accuracy"]) if "reloaded_accuracy" in row else "",
+            *(format_kept(row), f"{row['bytes']:,}", f"{dense / row['bytes']:.1f}"),
         )
         for row in report["rows"]
     ]
@@ -266,6 +321,23 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 0
     print("sparseticket: a reloaded ticket shows another accuracy", file=sys.stderr)
     return 1
+
+
+def _theory(arguments: argparse.Namespace) -> int:
+    module = THEORY[arguments.of]
+    (config,) = _settings(arguments, module.Config)
+    report = module.run(config, arguments.out)
+    for name, rows in report["tables"].items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[_short(row.get(key, "")) for key in columns] for row in rows]
+        print(f"{name}\n\n{table(columns, cells)}\n")
+    print(f"tables, picture and report: {arguments.out}")
+    _note(report["missing"])
+    return 0
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _settings(
@@ -366,14 +438,6 @@ def _source(config: type) -> str:
     """What a method is and where it comes from: the first paragraph of its file."""
     text = inspect.cleandoc(sys.modules[config.__module__].__doc__ or "")
     return " ".join(text.split("\n\n")[0].split())
-
-
-def _percent(fraction: float | None) -> str:
-    return "none" if fraction is None else f"{100 * fraction:.2f} %"
-
-
-def _kept(row: Mapping[str, Any]) -> str:
-    return f"{row['kept']:,} of {row['weights']:,}"
 
 
 def _note(sentences: Sequence[str]) -> None:

@@ -208,6 +208,7 @@ def test_flags_reach_method_and_recipe(tmp_path):
         "affine": True,
         "seed": 0,
         "init": "kaiming",
+        "qk_scale": True,
         "first_layer": "searched",
         "last_layer": "searched",
         "anneal": "none",
@@ -438,6 +439,31 @@ def test_many_tasks_in_one_ticket(tmp_path, capsys, inference):
     assert len(Ticket.load(out / "ticket.safetensors").planes["fc1"]) == 3
     assert main(["eval", str(out / "ticket.safetensors"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["test_accuracy"] == report["task_accuracies"][0]
+    assert main(["check", str(out / "ticket.safetensors"), "--json", "--seeds", "2"]) == 0
+    ticket, *controls = json.loads(capsys.readouterr().out)["rows"]
+    assert ticket["mean"] == pytest.approx(report["test_accuracy"])  # of all tasks
+    for row in controls:
+        assert len(row["scores"]) == 2 and row["mean"] < 0.5
+
+
+def test_check_prints_the_ticket_and_its_controls(finished, capsys):
+    ticket = str(finished / "ticket.safetensors")
+    assert main(["check", ticket, "--json", "--seeds", "3"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    accuracy = json.loads((finished / "report.json").read_text())["test_accuracy"]
+    assert {"method": "edge-popup", "model": "mlp", "seeds": 3, "examples": 360}.items() <= (
+        result.items()
+    )
+    own, *controls = result["rows"]
+    assert own == {"control": "ticket", "scores": [accuracy], "mean": accuracy, "std": None}
+    for row in controls:
+        assert row["std"] == pytest.approx(torch.tensor(row["scores"]).std().item(), abs=1e-6)
+        assert row["mean"] < 0.4 < accuracy
+    assert main(["check", ticket, "--json", "--seeds", "3"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    assert main(["check", ticket, "--seeds", "2"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert "seeds: got 0, need at least 1" in failure(capsys, "check", ticket, "--seeds", "0")
 
 
 def test_collapse_is_reported(tmp_path, capsys):

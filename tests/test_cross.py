@@ -6,38 +6,49 @@ import functools
 import importlib.util
 
 import pytest
+import tritons
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton: it is not installed", allow_module_level=True)
 
+import triton
+
 from bench import cross
 
-VARIANTS = [v for listed in cross.variants().values() for v in listed]
 SIMPLE = cross.variants()["regenerate"][0]  # without tensor cores
-OTHERS = [t for t in cross.TARGETS if t != "sm_90"]
+# All of sm_90 with either Triton; elsewhere one configuration a kernel (make cross: all of them).
+ARGUMENTS = {"installed": ["--brief"], "3.6": ["--target", "sm_90"]}
 
 
-def _check(variant, target):
-    report = cross.check(variant, target)
-    assert not report.failures, str(report)
+@pytest.fixture(scope="module")
+def runs(request):
+    chosen = [i.callspec.params for i in request.session.items if hasattr(i, "callspec")]
+    jobs = [(p["compiler"],) for p in chosen if "compiler" in p]
+    with tritons.started(jobs, lambda v: tritons.run(v, "-m", "bench.cross", *ARGUMENTS[v])) as f:
+        yield f
 
 
-@pytest.mark.parametrize("variant", cross.shipped("sm_90"), ids=lambda v: v.name)
-def test_budgets_on_hopper(variant):
-    _check(variant, "sm_90")
+@pytest.mark.parametrize("compiler", tritons.VERSIONS)
+def test_budgets(compiler, require, runs):
+    tritons.check_there(compiler, require)
+    run = runs[(compiler,)].result()
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    lines = [line for line in run.stdout.splitlines() if " sm_90 " in line]
+    assert len(lines) == len(cross.shipped("sm_90"))
+    assert f"Triton {compiler.replace('installed', triton.__version__)}" in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("target", "variant"),
-    [(target, v) for target in OTHERS for v in cross.first_of_each_kernel(target)],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_compiles_elsewhere(target, variant):
-    _check(variant, target)
+def test_brief_is_all_of_sm_90_and_every_kernel_elsewhere():
+    chosen = list(cross._chosen([], list(cross.TARGETS), brief=True))
+    kernels = {v.kernel.__name__ for listed in cross.variants().values() for v in listed}
+    for target in cross.TARGETS:
+        named = [v for v in cross.shipped(target) if (v.name, target) in chosen]
+        assert {v.kernel.__name__ for v in named} == kernels
+        assert target != "sm_90" or named == cross.shipped(target)
 
 
 def test_names_are_unique():
-    names = [v.name for v in VARIANTS]
+    names = [v.name for listed in cross.variants().values() for v in listed]
     assert len(set(names)) == len(names)
 
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import tritons
 
-FILES = sorted((Path(__file__).parent / "kernels").glob("test_*.py"))
+# Triton 3.6 takes longest over select_mask; the words of every kind of scores, and every path.
+SHORT = ("-k", "words_and_state or paths")
+FILES = sorted((tritons.ROOT / "tests/kernels").glob("test_*.py"))
+
+
+def _interpret(version, file):
+    part = SHORT if version == "3.6" and file.stem == "test_triton_select_mask" else ()
+    pytest_ = ("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file), *part)
+    return tritons.run(version, *pytest_, TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def runs(request):
+    """Of the tests that were asked for, so that none waits for another's."""
+    chosen = [i.callspec.params for i in request.session.items if i.module is request.module]
+    with tritons.started([(p["version"], p["file"]) for p in chosen], _interpret) as futures:
+        yield futures
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_in_the_interpreter(file, require):
-    if importlib.util.find_spec("triton") is None:
-        require("triton", "it is not installed")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+@pytest.mark.parametrize("version", tritons.VERSIONS)
+def test_in_the_interpreter(version, file, require, runs):
+    tritons.check_there(version, require)
+    run = runs[version, file].result()
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]

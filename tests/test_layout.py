@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A unit is a package or a top-level module; __main__ is the cli's other door.
 FLOORS = {
     **dict.fromkeys(["reference", "kernels"], 0),
-    **dict.fromkeys(["prng", "formats"], 1),
+    **dict.fromkeys(["prng", "formats", "densities"], 1),
     **dict.fromkeys(["ops"], 2),
     **dict.fromkeys(["masks", "nn", "optim"], 3),
     **dict.fromkeys(["tickets", "io", "theory"], 4),
@@ -200,7 +200,7 @@ COLUMNS = {
     "tests/ops": "tests/ops/test_{}.py",
 }
 _COMPOSED = "its forward is the masked_* and ticket_* kernels, its backward dense products"
-_MASKED = "its forward is apply_mask, its backward the gradient itself or a product"
+_SHARED = "it is apply_mask with another backward, made of dense products"
 NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get the reference
     **dict.fromkeys(
         [
@@ -209,11 +209,11 @@ NO_TRITON = {  # ops whose Triton kernel is missing and why; CUDA tensors get th
         "no GPU kernel of unstructured live values pays; CUDA tensors get the reference",
     ),
     **dict.fromkeys(["popup_conv2d", "popup_linear"], _COMPOSED),
-    "popup_weight": _MASKED,
     **dict.fromkeys(
         ["masked_linear", "masked_conv2d"],
         "torch's product on the optimizer's shadow or on what apply_mask makes",
     ),
+    "popup_weight": _SHARED,
     **dict.fromkeys(["rice_decode", "rice_encode"], "of ticket files, on the CPU by nature"),
     **dict.fromkeys(["conv2d_taps", "sparse_pattern", "ticket_codes"], "for CPU kernels only"),
 }
@@ -221,7 +221,8 @@ EXEMPT = {  # an empty place in a column and why; "*" is the whole column
     **{("kernels", op): reason for op, reason in NO_TRITON.items()},
     ("csrc/core", "popup_linear"): _COMPOSED,
     ("csrc/core", "popup_conv2d"): _COMPOSED,
-    ("csrc/core", "popup_weight"): _MASKED,
+    ("csrc/core", "popup_weight"): _SHARED,
+    ("csrc/core", "regenerate_many"): "the regenerate kernel, layer after layer",
     ("csrc/core", "conv2d_flip"): "once a mask: its reference, on packed words",
     ("csrc/core", "sparse_linear_dx"): "the sparse_linear kernel on the transposed pattern",
 }
@@ -325,7 +326,7 @@ layer(torch.randn(3, 1024))
 assert subnormals_alive(), "after kernels"
 for name in st.__all__:
     getattr(st, name)
-loaded = {"sklearn", "matplotlib", "torchvision", "PIL"} & set(sys.modules)
+loaded = {"sklearn", "matplotlib", "torchvision", "PIL", "onnx", "onnxscript"} & set(sys.modules)
 assert not loaded, loaded
 assert not touched and not torch.cuda.is_initialized(), touched
 print("quiet")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("bench", "csrc", "kernels", "sparseticket", "tests")
+FOLDERS = ("bench", "configs", "csrc", "docs", "kernels", "sparseticket", "tests")
 NOT_SHIPPED = {".ci/run", ".clang-format", ".gitignore"}
 SCRIPT = """
 import sys

@@ -60,6 +60,7 @@ void bind_popup_step(py::module_& m);
 void bind_select_mask(py::module_& m);
 void bind_sparse_conv2d(py::module_& m);
 void bind_sparse(py::module_& m);
+void bind_subset_sum(py::module_& m);
 void bind_ticket(py::module_& m);
 void bind_weights(py::module_& m);
 

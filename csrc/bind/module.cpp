@@ -77,6 +77,7 @@ PYBIND11_MODULE(_C, m) {
   st::bind_select_mask(m);
   st::bind_sparse_conv2d(m);
   st::bind_sparse(m);
+  st::bind_subset_sum(m);
   st::bind_ticket(m);
   st::bind_weights(m);
 }

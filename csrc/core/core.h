@@ -106,6 +106,29 @@ struct MaskedTensor {
   Layout layout;
 };
 
+// What subset_sum reads and writes: base [rows, n] and target [rows, shared], of doubles or floats;
+// the rest in the shape of target. one_eps: eps holds one number for all. lengths: elements of each
+// row that count; null for all n. min_error or else the fewest elements, up to max_card; fallback:
+// any number of them where so few are not enough.
+struct SubsetSum {
+  const void *base, *target;
+  const double* eps;
+  const int64_t* lengths;
+  int64_t* mask;
+  double *value, *error;
+  int8_t* status;
+  int64_t rows, n, shared;
+  bool doubles, one_eps, min_error, fallback;
+  int max_card;
+};
+struct Finite {  // whether all elements were; if not, the results mean nothing
+  bool base, target;
+};
+constexpr int64_t kSubsetMaxN = 64;
+constexpr int64_t kSubsetMinErrorN = 40;      // most elements for the least error
+constexpr int64_t kSubsetExactFallback = 32;  // and for it where the dynamic programme found none
+constexpr int64_t kSubsetDpWords = 128;       // its sums, as bits
+
 constexpr int64_t kLookupRows = 4096;  // outputs summed at a time: 256 KiB for 16 batch rows
 
 constexpr int64_t kMaskedLinearPanel = 32;
@@ -266,7 +289,8 @@ constexpr int kConvTile = 8;       // most vectors of pixels kept in registers
     (const float* ST_RESTRICT x, const uint32_t* ST_RESTRICT words,                                \
      const uint32_t* ST_RESTRICT signs, const float* ST_RESTRICT bias, float* ST_RESTRICT y,       \
      Conv conv, float sigma, uint32_t key, uint32_t high, ConvPlan plan, ConvScratch scratch,      \
-     TapScratch taps, int nthreads))
+     TapScratch taps, int nthreads))                                                               \
+  X(Finite, subset_sum, (SubsetSum problem, int64_t* ST_RESTRICT scratch, int nthreads))
 
 namespace st {
 
@@ -358,6 +382,15 @@ inline int64_t grad_planes_floats(const Conv& c, const ConvPlan& p) {
 inline int64_t conv_sums_floats(const Conv& c) { return c.outputs * 16 * kConvTile; }
 inline int64_t conv_strips(const Conv& c) {
   return c.groups * ((c.outputs / c.groups + kStripOutputs - 1) / kStripOutputs);
+}
+// Sorted sums of half of n elements, and one that ends them.
+inline int64_t subset_half_keys(int64_t n) { return (int64_t{1} << (n + 1) / 2) + 1; }
+// int64 of scratch that subset_sum needs for each thread.
+inline int64_t subset_scratch(int64_t n, bool min_error, bool fallback) {
+  if (!min_error && !fallback) return 0;
+  const int64_t most = min_error || n < kSubsetExactFallback ? n : kSubsetExactFallback;
+  const int64_t halves = 3 * subset_half_keys(most), levels = (n + 1) * kSubsetDpWords;
+  return min_error || halves > levels ? halves : levels;
 }
 // Floats of `tables` that ticket_linear needs: at most 128 a word of a row, whole blocks of words.
 inline int64_t ticket_tables_floats(int64_t k) { return (row_words(k) + 15) / 16 * 16 * 128; }

@@ -177,24 +177,23 @@ inline Vec pick(const SubsetTable& t, Ints index) {
   return {_mm256_permutevar8x32_ps(t.v, index.lo), _mm256_permutevar8x32_ps(t.v, index.hi)};
 }
 
+// Entry 26 - i is minus entry i, so those from the middle on are enough.
 struct TernaryTable {
-  __m256 v[4];
+  __m256 lo, hi;
 };
 inline TernaryTable ternary_table(const float* p) {
-  return {{_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8), _mm256_loadu_ps(p + 16),
-           _mm256_loadu_ps(p + 24)}};
+  return {_mm256_loadu_ps(p + 13), _mm256_loadu_ps(p + 21)};
 }
-// Eight entries at a time by three bits; the other two choose by their place as a sign bit.
 template <int kShift>
 inline __m256 pick_half(const TernaryTable& t, __m256i codes) {
-  const __m256i index = _mm256_srli_epi32(codes, kShift);
-  const __m256 fourth = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28 - kShift));
-  const __m256 fifth = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 27 - kShift));
-  const __m256 low = _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.v[0], index),
-                                      _mm256_permutevar8x32_ps(t.v[1], index), fourth);
-  const __m256 high = _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.v[2], index),
-                                       _mm256_permutevar8x32_ps(t.v[3], index), fourth);
-  return _mm256_blendv_ps(low, high, fifth);
+  const __m256i code = _mm256_and_si256(_mm256_srli_epi32(codes, kShift), _mm256_set1_epi32(31));
+  const __m256i from_middle = _mm256_sub_epi32(code, _mm256_set1_epi32(13));
+  const __m256i index = _mm256_abs_epi32(from_middle);
+  const __m256 fourth = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+  const __m256 sum = _mm256_blendv_ps(_mm256_permutevar8x32_ps(t.lo, index),
+                                      _mm256_permutevar8x32_ps(t.hi, index), fourth);
+  const __m256 sign = _mm256_and_ps(_mm256_castsi256_ps(from_middle), _mm256_set1_ps(-0.0f));
+  return _mm256_xor_ps(sum, sign);
 }
 template <int kShift>
 inline Vec pick(const TernaryTable& t, Ints codes) {

@@ -11,6 +11,8 @@
 namespace st::ST_ISA {
 namespace {
 
+constexpr int64_t kUpdateAhead = 1024;  // up to four streams at once
+
 #if defined(__AVX512F__)
 inline uint32_t not_zero(Vec a) {
   return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
@@ -68,10 +70,10 @@ inline void update(const ScoreState& s, const ScoreRule& rule, const Hyper& h, V
 
 // So that memory keeps working while a block is being selected.
 inline void ahead(const ScoreState& s, int64_t first) {
-  __builtin_prefetch(s.scores + first + kAhead, 1);
-  __builtin_prefetch(s.grads + first + kAhead);
-  if (s.momentum) __builtin_prefetch(s.momentum + first + kAhead, 1);
-  if (s.variance) __builtin_prefetch(s.variance + first + kAhead, 1);
+  __builtin_prefetch(s.scores + first + kUpdateAhead, 1);
+  __builtin_prefetch(s.grads + first + kUpdateAhead);
+  if (s.momentum) __builtin_prefetch(s.momentum + first + kUpdateAhead, 1);
+  if (s.variance) __builtin_prefetch(s.variance + first + kUpdateAhead, 1);
 }
 
 // A row's sign bits in memory order; the last row is remembered.

@@ -11,7 +11,7 @@ namespace st {
 namespace {
 
 constexpr int32_t kHintWidth = 1 << 15;  // keys around the last threshold tried first
-constexpr int64_t kAhead = 1024;     // scores fetched early: the hardware stops at ends of pages
+constexpr int64_t kAhead = 2048;     // scores fetched early: the hardware stops at ends of pages
 constexpr int kSampledBrackets = 2;  // then bisection, which no input can defeat
 
 struct Bracket {
@@ -102,7 +102,7 @@ void emit(const float* p, int64_t n, const uint32_t* eligible, uint32_t* words, 
   Emitter local = e;  // in registers
   for (; n > 0; n -= 64, p += 64, words += 2) {
     Lanes bits[4], keys[4];
-    for (int i = 0; i < 4; ++i) __builtin_prefetch(p + kAhead + 16 * i);
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(p + kAhead + 16 * i, 0, 2);
     load_scores(p, n, bits);
     uint64_t definite = 0, short_of = 0;
     for (int i = 0; i < 4; ++i) {

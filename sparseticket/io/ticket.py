@@ -13,7 +13,8 @@ time, path, host or thread count, so the same model gives the same bytes. Stored
 Tensors that are all zeros or all ones, such as frozen biases and affine norms, are listed with that
 value (``constants``). ``sha256`` is the hash of the whole file with its own 64 digits set to "0";
 ``masks_sha256`` is that of the decoded masks. Loading checks both; nothing is ever unpickled.
-Patterns and planes make a file's version 2; without them it is version 1, byte for byte.
+Patterns and planes make a file's version 2, layers other than linear and conv2d its version 3;
+without them it is version 1, byte for byte.
 """
 
 from __future__ import annotations
@@ -42,11 +43,16 @@ from ..nn import (
     FrozenPattern,
     Plane,
     ScoreLayer,
+    SparseConv1d,
     SparseConv2d,
+    SparseConvTranspose2d,
+    SparseEmbedding,
     SparseLinear,
     SparseModule,
     Superposed,
     WeightRecipe,
+    close_attention_,
+    open_attention_,
 )
 from ..nn._sparse import has_hooks
 from ..prng import GENERATOR_VERSION
@@ -54,11 +60,17 @@ from .codecs import decode_mask, encode_mask
 
 __all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
 
-FORMAT_VERSION = 2  # the newest one; a file has the oldest that can hold it
+FORMAT_VERSION = 3  # the newest one; a file has the oldest that can hold it
 _KEY = "sparseticket"
 _ZEROS = "0" * 64
-_SPARSE = {"linear": SparseLinear, "conv2d": SparseConv2d}
-_DENSE = {"linear": nn.Linear, "conv2d": nn.Conv2d}
+_SPARSE = {
+    "linear": SparseLinear,
+    "conv1d": SparseConv1d,
+    "conv2d": SparseConv2d,
+    "conv_transpose2d": SparseConvTranspose2d,
+    "embedding": SparseEmbedding,
+}
+_DENSE = {kind: sparse._BASE for kind, sparse in _SPARSE.items()}
 _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 _MALFORMED = (
     *(SafetensorError, MemoryError, RuntimeError),
@@ -102,7 +114,7 @@ class Ticket:
         kept as it is (the trainer describes model and data there). ``parent`` is the ticket that
         this one was derived from; its ``sha256`` is recorded.
         """
-        model = _unwrap(model, "Ticket.from_model")
+        model = unwrap(model, "Ticket.from_model")
         layers, tensors, masks = {}, {}, {}
         for name, module in model.named_modules():
             if isinstance(module, SparseModule | Superposed | ScoreLayer):
@@ -118,7 +130,7 @@ class Ticket:
                 tensors |= dict(zip(_payload_names(name, len(payloads)), payloads, strict=True))
         if not layers:
             raise TicketError(
-                "Ticket.from_model: model: has no SparseLinear or SparseConv2d; convert it with "
+                "Ticket.from_model: model: has no sparse layers; convert it with "
                 "sparsify_(model, config) first"
             )
         groups, constants = _sort_tensors(model)
@@ -171,7 +183,16 @@ class Ticket:
         Its layers take ticket form, in place; biases, norms and statistics get the ticket's
         values. If anything does not fit, TicketError names it and the model stays as it was.
         """
-        target = _unwrap(model, "Ticket.apply")
+        target = unwrap(model, "Ticket.apply")
+        opened, _ = open_attention_(target, lambda module, name: name in self.meta["layers"])
+        try:
+            self._put_into(target)
+        except BaseException:
+            close_attention_(target, opened)
+            raise
+        return model
+
+    def _put_into(self, target: nn.Module) -> None:
         modules = dict(target.named_modules(remove_duplicate=False))
         for name, entry in self.meta["layers"].items():
             _check_layer(name, entry, modules.get(name))
@@ -194,7 +215,6 @@ class Ticket:
                     tensors[name].copy_(value)
                 else:
                     tensors[name].fill_(value).requires_grad_(False)
-        return model
 
     def _ticket_form(self, name: str, module: nn.Module) -> nn.Module:
         entry = self.meta["layers"][name]
@@ -279,7 +299,7 @@ class Ticket:
         }
 
 
-def _unwrap(model: nn.Module, where: str) -> nn.Module:
+def unwrap(model: nn.Module, where: str) -> nn.Module:
     """The model inside torch.compile's, DataParallel's and DDP's wrappers."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where}: model: got {type(model).__name__}, need an nn.Module")
@@ -294,10 +314,18 @@ def _signature(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.Linear):
         shape = [module.out_features, module.in_features]
         return {"kind": "linear", "shape": shape, "bias": module.bias is not None}
+    if isinstance(module, nn.Embedding):
+        shape = [module.num_embeddings, module.embedding_dim]
+        rows = {"padding_idx": module.padding_idx}
+        return {"kind": "embedding", "shape": shape, "bias": False, **rows}
     values = {key: getattr(module, key) for key in _GEOMETRY}
     geometry = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
     shape = [module.out_channels, module.in_channels // module.groups, *module.kernel_size]
-    return {"kind": "conv2d", "shape": shape, "bias": module.bias is not None, **geometry}
+    kind = f"conv{len(module.kernel_size)}d"
+    if isinstance(module, nn.ConvTranspose2d):
+        shape = [module.in_channels, module.out_channels // module.groups, *module.kernel_size]
+        kind, geometry["output_padding"] = "conv_transpose2d", list(module.output_padding)
+    return {"kind": kind, "shape": shape, "bias": module.bias is not None, **geometry}
 
 
 def _regenerable_masks(name: str, module: nn.Module) -> list[PackedMask]:
@@ -380,7 +408,10 @@ def _plane_count(entry: Mapping[str, Any]) -> int:
 
 
 def _version_for(layers: Mapping[str, Any]) -> int:
-    return 2 if any({"frozen", "planes"} & entry.keys() for entry in layers.values()) else 1
+    entries = layers.values()
+    if any(entry["kind"] not in ("linear", "conv2d") for entry in entries):
+        return 3
+    return 2 if any({"frozen", "planes"} & entry.keys() for entry in entries) else 1
 
 
 def _coded_bytes(name: str, entry: dict[str, Any], tensors: Mapping[str, Tensor]) -> int:

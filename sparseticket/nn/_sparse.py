@@ -1,7 +1,7 @@
 """What every sparse module shares: options, forms, freshness of masks, state, conversion.
 
 A concrete module adds its torch base class, its ops and the shape of its call
-(:mod:`~sparseticket.nn.linear`, :mod:`~sparseticket.nn.conv2d`).
+(:mod:`~sparseticket.nn.linear`, :mod:`~sparseticket.nn.conv2d`, :mod:`~sparseticket.nn.conv1d`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ from sparseticket.masks import (
 from sparseticket.prng import DISTRIBUTIONS
 
 from .frozen import FrozenPattern
+from .plain import plain_layer
 from .recipe import INITS, WeightRecipe
 
 __all__ = [
     "Options",
     "SparseModule",
     "attach",
+    "gain_of",
     "has_hooks",
     "keep_dtype",
     "refusal",
@@ -156,6 +158,12 @@ def has_hooks(module: nn.Module) -> bool:
     return any(value and name.endswith("_hooks") for name, value in vars(module).items())
 
 
+def gain_of(module: nn.Module) -> float:
+    """What the deviation of a module's random weights is multiplied by: its attribute ``gain``,
+    which SparseMultiheadAttention sets on the query and key projections; else 1."""
+    return getattr(module, "gain", 1.0)
+
+
 def refusal(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Why ``module`` cannot become the sparse form of ``base``; None if it can."""
     if isinstance(module, SparseModule):
@@ -170,6 +178,8 @@ def refusal(module: nn.Module, base: type[nn.Module]) -> str | None:
         return "it is on the meta device; materialise it first"
     if module.weight.dtype not in _DTYPES:
         return f"its dtype {module.weight.dtype} is not supported"
+    if getattr(module, "max_norm", None) is not None:
+        return "its max_norm would rewrite the weight in every forward pass"
     return None
 
 
@@ -186,6 +196,7 @@ class Options:
         ``compressed`` only, their default).
     init: deviation of those weights: ``kaiming`` sqrt(2 / fan_in), ``xavier`` sqrt(2 / (fan_in +
         fan_out)), ``torch`` sqrt(1 / (3 fan_in)), that of torch's own layers.
+    gain: a factor of that deviation, > 0.
     scale: divide that deviation by sqrt of ``density``, of the layer's own density (``dynamic``,
         followed by update_masks), or by nothing (``none``).
     scope, transform, min_keep_per_layer: how ``scored`` selects, see select_mask.
@@ -199,6 +210,7 @@ class Options:
     density: float = 1.0
     weights: str | None = None
     init: str = "kaiming"
+    gain: float = 1.0
     scale: str = "none"
     transform: str = "abs"
     scope: str = "layer"
@@ -228,7 +240,9 @@ class Options:
                 )
         if self.weights is None and self.form not in _TRAINED:
             object.__setattr__(self, "weights", "signed_constant")
-        for name in ("init", "scale"):
+        if not (isinstance(self.gain, int | float) and 0 < self.gain < math.inf):
+            raise ValueError(f"gain: got {self.gain!r}, need a finite number > 0")
+        for name in ("init", "gain", "scale"):
             if self.weights is None and getattr(self, name) != getattr(Options, name):
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} needs weights drawn from the seed; also give "
@@ -255,7 +269,8 @@ def _options(where: str, given: dict[str, Any]) -> Options:
 
 
 def _recipe(options: Options, seed: int, layer: int, mask: PackedMask) -> WeightRecipe:
-    recipe = WeightRecipe.initial(seed, layer, options.weights, mask.shape, options.init)
+    given = (options.weights, mask.shape, options.init, options.gain)
+    recipe = WeightRecipe.initial(seed, layer, *given)
     if options.scale == "none":
         return recipe
     return recipe.scaled(options.density if options.scale == "density" else mask.density)
@@ -286,7 +301,7 @@ def _parameter(values: torch.Tensor, requires_grad: bool) -> nn.Parameter:
 
 
 class SparseModule(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d; see :class:`Options` for the keyword arguments.
+    """Mixin before a torch layer; see :class:`Options` for the keyword arguments.
 
     state_dict keys: ``weight`` (masked, scored), ``bias``, ``scores`` (scored), ``values``
     (compressed: 1-D, in row-major order of the live [O, K] positions), ``mask_words`` (int32, see
@@ -353,11 +368,13 @@ class SparseModule(nn.Module):
         ``masked`` and ``compressed`` copy the weights and keep ``mask``, or the largest magnitudes
         at ``density``, or everything. ``scored`` and ``ticket`` draw new weights from ``seed`` and
         ``layer``, and a zero bias unless ``keep_bias``. TypeError for anything but a plain
-        ``nn.Linear`` / ``nn.Conv2d``.
+        torch layer of this kind.
         """
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
         options |= {"form": form, "density": 1.0 if density is None else density}
+        if form not in _TRAINED:
+            options.setdefault("gain", gain_of(module))
         options = _options(f"{cls.__name__}.from_dense", options)
         if form in _TRAINED and options.weights is not None:
             raise ValueError(
@@ -370,8 +387,13 @@ class SparseModule(nn.Module):
         elif form in _TRAINED:
             ranked = weight.float() if weight.dtype == torch.float64 else weight
             mask = select_mask(ranked, density=options.density)
+        return cls._made_like(module, options, seed, layer, mask)
+
+    @classmethod
+    def _made_like(cls, module, options, seed, layer, mask) -> Self:
+        """A new sparse module like ``module``, made as the public constructor makes it."""
         self = cls.__new__(cls)
-        self._from_seed(module, options, seed, layer, mask, weight.device)
+        self._from_seed(module, options, seed, layer, mask, module.weight.device)
         return self
 
     def _from_seed(self, like, options, seed, layer, mask, device) -> None:
@@ -390,13 +412,14 @@ class SparseModule(nn.Module):
                 mask = select_mask(scores, density=options.density, transform=options.transform)
         elif mask is None:
             mask = random_mask(seed, layer, shape, kept_count(options.density, math.prod(shape)))
-        recipe, weight, bias = None, None, like.bias
+        recipe, weight, bias = None, None, getattr(like, "bias", None)
         if options.weights is None:
             weight = _parameter(like.weight, like.weight.requires_grad)
         else:
             recipe = _recipe(options, seed, layer, mask)
             if options.form != "ticket":
-                drawn = _laid_out_like(like.weight, recipe.weight(shape, dtype, device))
+                drawn = self._remake(like, recipe, shape, dtype, device)
+                drawn = _laid_out_like(like.weight, drawn)
                 weight = _parameter(drawn, options.form in _TRAINED)
         if bias is not None:
             kept = options.form in _TRAINED or options.keep_bias
@@ -483,14 +506,14 @@ class SparseModule(nn.Module):
     @property
     def _torch_is_faster(self) -> bool:
         """Whether no kernel of ours beats torch's on W*mask at any batch, on a CPU."""
-        raise NotImplementedError
+        return False
 
     def _on_masked_weight(
         self, x, weight, scores, words, bias, transform, seed, layer, sigma, *rest
     ) -> torch.Tensor:
         *geometry, raw = rest
         if weight is None:
-            weight = self._held("weight").to(x.dtype)
+            weight = self._seen("weight").to(x.dtype)
         masked = ops.popup_weight(weight, scores, words, transform, raw)
         return self._torch_call(x, masked, bias, *geometry)
 
@@ -498,7 +521,7 @@ class SparseModule(nn.Module):
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
         form, held = self.options.form, None
         if form != "ticket":
-            held = self._held("values" if form == "compressed" else "weight")
+            held = self._seen("values" if form == "compressed" else "weight")
         weight = held
         buffers = self._buffers  # attribute access would cost a microsecond each
         bias, words, shadow = self._held("bias"), buffers["mask_words"], None
@@ -529,18 +552,27 @@ class SparseModule(nn.Module):
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
             recipe = (self.options.transform, seed, layer, sigma)
-            scores, raw = self._held("scores"), self._gives_raw_grad()
+            scores, raw = self._seen("scores"), self._gives_raw_grad()
             return x, weight, scores, words, bias, *recipe, *geometry, raw
         if form == "compressed":
-            shape = (self.weight_shape,) if geometry else ()
+            shape = (self._call_shape,) if geometry else ()
             derived = buffers["pattern"], buffers["pattern_t"]
             return x, weight, words, bias, *shape, *geometry, *derived
         return x, words, bias, *self.recipe.arguments(), *self._ticket_arguments(geometry)
+
+    @property
+    def _call_shape(self) -> tuple[int, ...]:
+        """``weight_shape`` as the op takes it."""
+        return self.weight_shape
 
     def _held(self, name: str) -> Any:
         """A parameter, or what hooks, parametrizations and replicas put in its place."""
         held = self._parameters
         return held[name] if name in held else getattr(self, name)
+
+    def _seen(self, name: str) -> Any:
+        """What is held, as the op takes it."""
+        return self._held(name)
 
     def _ticket_arguments(self, geometry: tuple) -> tuple:
         """What the ticket op takes after the recipe."""
@@ -636,7 +668,13 @@ class SparseModule(nn.Module):
         super().__setattr__(name, value)
 
     def _full_weight(self) -> torch.Tensor:
-        return self.recipe.weight(self.weight_shape, self.dtype, self._anchor.device)
+        device = self._anchor.device
+        return self._remake(self, self.recipe, self.weight_shape, self.dtype, device)
+
+    @staticmethod
+    def _remake(like, recipe, shape, dtype, device) -> torch.Tensor:
+        """The weights of ``recipe`` for a layer like ``like``."""
+        return recipe.weight(shape, dtype, device)
 
     def _draw_weight(self) -> None:
         self.weight.copy_(self._full_weight())
@@ -862,7 +900,7 @@ class SparseModule(nn.Module):
     # Conversion -------------------------------------------------------------------------------
 
     def to_dense(self) -> nn.Module:
-        """A plain ``nn.Linear`` / ``nn.Conv2d`` with the masked weight and the bias, trainable."""
+        """A plain torch layer with the masked weight and the bias, trainable."""
         self._check_fresh()
         dense = self._plain()
         dense.weight = nn.Parameter(self._masked_weight())
@@ -872,7 +910,7 @@ class SparseModule(nn.Module):
 
     def _plain(self) -> nn.Module:
         """The torch module of the same call, on the meta device, without bias."""
-        raise NotImplementedError
+        return plain_layer(self, bias=False)
 
     def to_form(self, form: str, **options: Any) -> Self:
         """A new module in ``form`` with the same mask and bit-equal weights where it keeps them.

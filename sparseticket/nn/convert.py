@@ -14,15 +14,23 @@ from torch.nn.parameter import is_lazy
 from sparseticket import ops
 
 from ._sparse import SparseModule, refusal, reselect
+from .attention import PROJECTIONS, SparseMultiheadAttention, close_attention_, open_attention_
+from .conv1d import SparseConv1d
 from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
+from .embedding import SparseEmbedding
 from .linear import SparseLinear
 from .score_layer import ScoreLayer
+from .superposed import Superposed
 
 __all__ = ["Report", "SparsityConfig", "densify_", "explain", "sparsify_", "to_form_"]
 
 _SPARSE: dict[type[nn.Module], type[SparseModule]] = {
     nn.Linear: SparseLinear,
+    nn.Conv1d: SparseConv1d,
     nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
+    nn.Embedding: SparseEmbedding,
 }
 # Owners (by class name, so that torchvision is not imported) that use children's tensors directly.
 _READERS = {
@@ -42,6 +50,8 @@ class SparsityConfig(Protocol):
     model where ``wanted(module, name)`` holds; it returns the names of the modules it has reset.
     ``make(name, module)`` is optional: the new layer itself, where no SparseModule will do.
     ``bind(model)`` is optional: the config to take in its place, which may know the model.
+    ``qk_scale`` is optional: whether random query and key weights get SparseMultiheadAttention's
+    factor head_dim^(1/4); by default they do.
     """
 
     def plan(self, name: str, module: nn.Module) -> Mapping[str, Any] | None:
@@ -109,7 +119,11 @@ def sparsify_(
     config: SparsityConfig,
     filter_fn: Callable[[nn.Module, str], bool] | Iterable[str] | None = None,
 ) -> Report:
-    """Convert the ``nn.Linear`` and ``nn.Conv2d`` layers of ``model`` in place as ``config`` plans.
+    """Convert the layers with weights of ``model`` in place as ``config`` plans.
+
+    They are linear and convolution layers, ``nn.Embedding`` and the projections ``q_proj``,
+    ``k_proj``, ``v_proj`` and ``out_proj`` of ``nn.MultiheadAttention``, which becomes a
+    SparseMultiheadAttention where ``filter_fn`` wants one of them.
 
     ``filter_fn(module, name) -> bool``, or a list of globs over qualified names, limits what is
     converted, and which norms the config may reset. A layer's qualified name seeds its random
@@ -122,21 +136,31 @@ def sparsify_(
             f"sparsify_: config: got {config!r}, need an object with plan(name, module), such as "
             "st.EdgePopup()"
         )
-    if type(model) in _SPARSE or isinstance(model, SparseModule):
+    single = _SPARSE | {nn.MultiheadAttention: SparseMultiheadAttention}
+    if type(model) in single or isinstance(model, SparseModule):
         raise ValueError(
             f"sparsify_: model: a single {type(model).__name__} cannot be replaced in place; use "
-            f"{_SPARSE.get(type(model), type(model)).__name__}.from_dense(module, ...)"
+            f"{single.get(type(model), type(model)).__name__}.from_dense(module, ...)"
         )
+    wanted = _filter(filter_fn)
+    opened, closed = open_attention_(model, wanted, getattr(config, "qk_scale", True))
+    try:
+        return _sparsify(model, config, wanted, Report(skipped=closed), opened)
+    except BaseException:
+        close_attention_(model, opened)
+        raise
+
+
+def _sparsify(model, config, wanted, report, opened) -> Report:
     if bind := getattr(config, "bind", None):
         config = bind(model)
-    wanted = _filter(filter_fn)
-    report, replaced = Report(), {}
-    names = _names(model)
+    replaced, names = {}, _names(model)
     reasons = _reasons(names)
     for module, (name, *_) in names.items():
         base = next((base for base in _SPARSE if isinstance(module, base)), None)
         if base is None:
-            if any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            known = isinstance(module, nn.MultiheadAttention | SparseMultiheadAttention)
+            if not known and any(p.ndim > 1 for p in module.parameters(recurse=False)):
                 report.skipped.append((name, f"{type(module).__name__} has no sparse form yet"))
             continue
         reason = reasons.get(module) or refusal(module, base)
@@ -152,8 +176,13 @@ def sparsify_(
         raise ValueError(f"sparsify_: nothing to convert ({skipped or 'no layers with weights'})")
     sparse = (m for m in replaced.values() if isinstance(m, SparseModule))
     reselect(m for m in sparse if m.form == "scored")
-    finish = getattr(config, "finish", None)
-    return _commit(report, model, names, replaced, finish and (lambda: finish(model, wanted)))
+
+    def finish() -> list[str]:
+        for attention in opened:
+            attention.freeze_bias_kv()
+        return config.finish(model, wanted) if hasattr(config, "finish") else []
+
+    return _commit(report, model, names, replaced, finish)
 
 
 def _new_layer(config, base, name, module, plan) -> nn.Module:
@@ -163,15 +192,28 @@ def _new_layer(config, base, name, module, plan) -> nn.Module:
 
 
 def densify_(model: nn.Module) -> Report:
-    """Replace every sparse module by its plain torch module, in place."""
-    return _convert_all(model, lambda module: module.to_dense(), "densify_", ".to_dense()")
+    """Replace every layer of ours, under search too, by its plain torch module, in place."""
+    kinds = SparseModule | ScoreLayer | Superposed
+    report = _convert_all(model, lambda m: m.to_dense(), "densify_", ".to_dense()", kinds)
+    plain = [
+        module
+        for module in model.modules()
+        if isinstance(module, SparseMultiheadAttention) and module is not model
+        if all(type(getattr(module, name)) is nn.Linear for name in PROJECTIONS)
+    ]
+    close_attention_(model, {module: module.to_dense() for module in plain})
+    return report
 
 
 def to_form_(model: nn.Module, form: str, **options: Any) -> Report:
     """Replace every sparse module by its ``to_form(form, **options)``, in place."""
-    return _convert_all(
+    report = _convert_all(
         model, lambda module: module.to_form(form, **options), "to_form_", f".to_form({form!r})"
     )
+    for module in model.modules():
+        if isinstance(module, SparseMultiheadAttention):
+            module.freeze_bias_kv()
+    return report
 
 
 def explain(module_or_op: nn.Module | str, *args: Any, **kwargs: Any) -> ops.Choice:
@@ -215,6 +257,8 @@ def _reasons(names: dict[nn.Module, list[str]]) -> dict[nn.Module, str]:
     """Modules that must stay as they are because of others: their owners, or tied weights."""
     reasons = {}
     for owner in names:
+        if isinstance(getattr(owner, "self_attn", None), SparseMultiheadAttention):
+            continue  # without torch's attention there is no fast path
         for kind in {base.__name__ for base in type(owner).__mro__} & set(_READERS):
             for child in _READERS[kind]:
                 if isinstance(getattr(owner, child, None), nn.Module):
@@ -235,14 +279,14 @@ def _check_module(model: Any, verb: str) -> None:
         raise TypeError(f"{verb}: model: got {type(model).__name__}, need an nn.Module")
 
 
-def _convert_all(model, make, verb, alternative) -> Report:
+def _convert_all(model, make, verb, alternative, kinds=SparseModule) -> Report:
     _check_module(model, verb)
-    if isinstance(model, SparseModule):
+    if isinstance(model, kinds):
         raise ValueError(
             f"{verb}: model: a single module cannot be replaced in place; use {alternative}"
         )
     names = _names(model)
-    replaced = {module: make(module) for module in names if isinstance(module, SparseModule)}
+    replaced = {module: make(module) for module in names if isinstance(module, kinds)}
     if not replaced:
         raise ValueError(f"{verb}: model: no sparse modules in it")
     return _commit(Report(), model, names, replaced)

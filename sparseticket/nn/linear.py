@@ -93,6 +93,3 @@ class SparseLinear(SparseModule, nn.Linear):
 
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)
-
-    def _plain(self) -> nn.Linear:
-        return nn.Linear(self.in_features, self.out_features, bias=False, device="meta")

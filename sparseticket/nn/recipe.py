@@ -51,9 +51,11 @@ class WeightRecipe:
         dist: str,
         shape: Sequence[int],
         init: str = "kaiming",
+        gain: float = 1.0,
     ) -> WeightRecipe:
         """Unscaled weights of a layer of ``shape`` with the deviation that ``init`` names, one of
-        ``INITS``: sqrt(2 / fan_in), sqrt(2 / (fan_in + fan_out)) or torch's sqrt(1 / (3 fan_in)).
+        ``INITS``: sqrt(2 / fan_in), sqrt(2 / (fan_in + fan_out)) or torch's sqrt(1 / (3 fan_in));
+        times ``gain``.
         """
         if init not in INITS:
             raise ValueError(f"init: got {init!r}, accepted: {', '.join(INITS)}")
@@ -64,7 +66,7 @@ class WeightRecipe:
             std = kaiming_std(fan_in + fan_out)
         elif init == "torch":
             std = kaiming_std(6 * fan_in)
-        std = _float_from_bits(_float_bits(std))
+        std = _float_from_bits(_float_bits(gain * std))
         return cls(seed, layer_number(layer), dist, std, round_bf16(std))
 
     def scaled(self, density: float) -> WeightRecipe:

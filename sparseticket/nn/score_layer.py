@@ -20,13 +20,24 @@ from sparseticket.formats import words_shape
 from sparseticket.masks import PackedMask, as_mask
 
 from ._sparse import SparseModule, keep_dtype, refusal
-from .conv2d import SparseConv2d, plain_conv2d
+from .conv1d import SparseConv1d
+from .conv2d import SparseConv2d
+from .conv_transpose2d import SparseConvTranspose2d
 from .frozen import FrozenPattern
 from .linear import SparseLinear
+from .plain import plain_layer
 from .recipe import WeightRecipe
 from .superposed import Plane, Superposed
 
-__all__ = ["ScoreConv2d", "ScoreLayer", "ScoreLinear", "WeightRule", "tickets_"]
+__all__ = [
+    "ScoreConv1d",
+    "ScoreConv2d",
+    "ScoreConvTranspose2d",
+    "ScoreLayer",
+    "ScoreLinear",
+    "WeightRule",
+    "tickets_",
+]
 
 
 class WeightRule(Protocol):
@@ -44,7 +55,7 @@ class WeightRule(Protocol):
 
 
 class ScoreLayer(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d: a frozen random weight, and scores that are trained.
+    """Mixin before a torch layer: a frozen random weight, and scores that are trained.
 
     ``scores`` are float32, one for each weight, or, with a ``pattern``, a 1-D tensor of one for
     each free weight: a frozen one has no score, no gradient and no optimizer state.
@@ -74,7 +85,7 @@ class ScoreLayer(nn.Module):
         ``scores`` have the weight's shape; the mask is empty until the method selects. A bias
         becomes zero and is frozen. ``scale`` divides the weights' deviation by sqrt of the mask's
         density (``dynamic``), by the density itself (``inverse``), or leaves it. TypeError for
-        anything but a plain ``nn.Linear`` / ``nn.Conv2d``.
+        anything but a plain torch layer of this kind.
         """
         if reason := refusal(module, cls._BASE):
             raise TypeError(f"{cls.__name__}.from_dense: module: {reason}")
@@ -186,16 +197,23 @@ class ScoreLayer(nn.Module):
         ticket.frozen_pattern = self.pattern
         return ticket
 
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """A plain torch layer with the weight in use and the bias, trainable."""
+        dense = self._plain().requires_grad_()
+        dense.weight.copy_(self.effective_weight())
+        if self.bias is not None:
+            dense.bias.copy_(self.bias)
+        return dense
+
     def _plain(self) -> nn.Module:
         """The torch module of the same call, its weight uninitialised."""
-        plain = self._torch_module().to_empty(device=self.weight.device).to(self.dtype)
+        plain = plain_layer(self, self.bias is not None)
+        plain = plain.to_empty(device=self.weight.device).to(self.dtype)
         if plain.bias is not None:
             nn.init.zeros_(plain.bias)
             plain.bias.requires_grad_(False)
         return plain.train(self.training)
-
-    def _torch_module(self) -> nn.Module:
-        raise NotImplementedError
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -210,22 +228,35 @@ class ScoreLinear(ScoreLayer, nn.Linear):
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.linear(x, weight, self.bias)
 
-    def _torch_module(self) -> nn.Linear:
-        bias = self.bias is not None
-        return nn.Linear(self.in_features, self.out_features, bias, device="meta")
+
+class _ScoreConv(ScoreLayer):
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, weight, self.bias)
 
 
-class ScoreConv2d(ScoreLayer, nn.Conv2d):
+class ScoreConv1d(_ScoreConv, nn.Conv1d):
+    """``nn.Conv1d`` under a search; see :class:`ScoreLayer`."""
+
+    _BASE = nn.Conv1d
+    _SPARSE = SparseConv1d
+
+
+class ScoreConv2d(_ScoreConv, nn.Conv2d):
     """``nn.Conv2d`` under a search; see :class:`ScoreLayer`."""
 
     _BASE = nn.Conv2d
     _SPARSE = SparseConv2d
 
-    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, weight, self.bias)
 
-    def _torch_module(self) -> nn.Conv2d:
-        return plain_conv2d(self, self.bias is not None)
+class ScoreConvTranspose2d(ScoreLayer, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` under a search, without ``output_size``; see :class:`ScoreLayer`."""
+
+    _BASE = nn.ConvTranspose2d
+    _SPARSE = SparseConvTranspose2d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        place = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, self.bias, *place)
 
 
 def tickets_(model: nn.Module) -> None:

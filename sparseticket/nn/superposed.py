@@ -17,9 +17,18 @@ from sparseticket import ops
 from sparseticket.masks import PackedMask
 
 from ._sparse import keep_dtype
+from .plain import plain_layer
 from .recipe import WeightRecipe
 
-__all__ = ["KINDS", "Plane", "Superposed", "SuperposedConv2d", "SuperposedLinear"]
+__all__ = [
+    "KINDS",
+    "Plane",
+    "Superposed",
+    "SuperposedConv1d",
+    "SuperposedConv2d",
+    "SuperposedConvTranspose2d",
+    "SuperposedLinear",
+]
 
 KINDS = ("sum", "draws", "tasks")
 
@@ -33,7 +42,7 @@ class Plane:
 
 
 class Superposed(nn.Module):
-    """Mixin before nn.Linear or nn.Conv2d: a frozen weight made of a seed and several masks.
+    """Mixin before a torch layer: a frozen weight made of a seed and several masks.
 
     ``sum``: W * sum of coefficient_i * mask_i, the masks nested (each within the one before);
     ``tasks``: the same of independent masks, one a task;
@@ -54,7 +63,8 @@ class Superposed(nn.Module):
 
         ValueError for no planes, an unknown kind, or masks that are not nested though they must be.
         """
-        cls = SuperposedLinear if isinstance(module, nn.Linear) else SuperposedConv2d
+        kinds = (SuperposedLinear, SuperposedConv1d, SuperposedConv2d, SuperposedConvTranspose2d)
+        cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
         return cls._make(module, recipe, kind, list(planes))
 
     @classmethod
@@ -123,6 +133,15 @@ class Superposed(nn.Module):
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
+    @torch.no_grad()
+    def to_dense(self) -> nn.Module:
+        """A plain torch layer with the present weight and the bias, trainable."""
+        dense = plain_layer(self, bias=False)
+        dense.weight = nn.Parameter(self.weight)
+        if self.bias is not None:
+            dense.bias = nn.Parameter(self.bias.clone())
+        return dense.train(self.training)
+
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         return super()._apply(keep_dtype(fn, (self.alpha,)), recurse)
 
@@ -145,6 +164,15 @@ class SuperposedLinear(Superposed, nn.Linear):
         return F.linear(x, weight, self.bias)
 
 
+class SuperposedConv1d(Superposed, nn.Conv1d):
+    """``nn.Conv1d`` of several masks; see :class:`Superposed`."""
+
+    _BASE = nn.Conv1d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
 class SuperposedConv2d(Superposed, nn.Conv2d):
     """``nn.Conv2d`` of several masks; see :class:`Superposed`."""
 
@@ -152,3 +180,13 @@ class SuperposedConv2d(Superposed, nn.Conv2d):
 
     def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, weight, self.bias)
+
+
+class SuperposedConvTranspose2d(Superposed, nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d`` of several masks; see :class:`Superposed`."""
+
+    _BASE = nn.ConvTranspose2d
+
+    def _call(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        place = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, self.bias, *place)

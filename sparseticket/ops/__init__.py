@@ -16,6 +16,7 @@ from .popup_linear_ds import popup_linear_ds
 from .popup_step import popup_step
 from .popup_weight import popup_weight
 from .regenerate import regenerate
+from .regenerate_many import regenerate_many
 from .rice_decode import rice_decode
 from .rice_encode import rice_encode
 from .scatter_live import scatter_live
@@ -27,6 +28,7 @@ from .sparse_linear import sparse_linear
 from .sparse_linear_dw import sparse_linear_dw
 from .sparse_linear_dx import sparse_linear_dx
 from .sparse_pattern import device_pattern, sparse_pattern
+from .subset_sum import subset_sum
 from .ticket_codes import ticket_codes
 from .ticket_conv2d import ticket_conv2d
 from .ticket_linear import ticket_linear
@@ -52,6 +54,7 @@ __all__ = [
     "popup_linear_ds",
     "popup_weight",
     "regenerate",
+    "regenerate_many",
     "release_code",
     "rice_decode",
     "rice_encode",
@@ -65,6 +68,7 @@ __all__ = [
     "sparse_linear_dw",
     "sparse_linear_dx",
     "sparse_pattern",
+    "subset_sum",
     "ticket_codes",
     "ticket_conv2d",
     "ticket_linear",

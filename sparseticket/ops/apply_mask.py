@@ -12,14 +12,14 @@ __all__ = ["apply_mask", "apply_mask_cpu"]
 
 def _cpu(dense, words, dtype=None):
     _meta(dense, words, dtype)
-    if dense.element_size() not in (2, 4, 8):
-        raise TypeError(f"apply_mask: dense: got {dense.dtype}, need 2-, 4- or 8-byte elements")
     out = apply_mask_cpu(dense, words)
     return out if dtype is None else out.to(dtype)
 
 
 def apply_mask_cpu(dense, words):
-    """The op's body for checked arguments."""
+    """The op's body for checked shapes."""
+    if dense.element_size() not in (2, 4, 8):
+        raise TypeError(f"apply_mask: dense: got {dense.dtype}, need 2-, 4- or 8-byte elements")
     channels, taps = channels_and_taps(dense.shape)
     memory_format = _format(dense)
     out = torch.empty_like(dense, memory_format=memory_format)

@@ -99,9 +99,13 @@ def conv_channels_last(x, weight) -> bool:
 
 def conv_empty(x, weight_shape, stride, padding, dilation, channels_last):
     """Uninitialised conv2d output, channels-last if so asked."""
-    size = output_size(x.shape[-2:], weight_shape, stride, padding, dilation)
-    out = x.new_empty(*x.shape[:-3], weight_shape[0], *size)
-    return out.contiguous(memory_format=_format(channels_last))
+    high, wide = output_size(x.shape[-2:], weight_shape, stride, padding, dilation)
+    channels = weight_shape[0]
+    size = (*x.shape[:-3], channels, high, wide)
+    # where both layouts are one, torch keeps the strides of the usual one
+    if not channels_last or channels == 1 or high * wide == 1 or 0 in size:
+        return x.new_empty(size)
+    return x.new_empty(size[0], high, wide, channels).permute(0, 3, 1, 2)
 
 
 def dense_conv(x, weight, bias, stride, padding, dilation, groups):

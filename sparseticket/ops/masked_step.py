@@ -7,7 +7,7 @@ from sparseticket.reference import masked_step as _reference
 
 from ._dispatch import C, caps, check_words, define, nthreads
 from .apply_mask import apply_mask
-from .popup_step import flat_like, update_rule
+from .popup_step import flat_like, step_choice, update_rule
 from .select_mask import memory_order
 
 __all__ = ["masked_step"]
@@ -131,6 +131,10 @@ def _meta(weights, grads, momenta, variances, shadows, words, lr, *args, **optio
     _check(weights, grads, momenta, variances, shadows, words)
 
 
+def _choose_cuda(weights, *rest, **options):
+    return step_choice("masked_step", weights, "")
+
+
 masked_step = define(
     "masked_step(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta,"
     " Tensor(c!)[] variances, Tensor(d!)[] shadows, Tensor[] words, float lr, float beta1=0.0,"
@@ -140,4 +144,5 @@ masked_step = define(
     reference=_reference.masked_step,
     meta=_meta,
     cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

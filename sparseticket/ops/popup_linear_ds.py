@@ -51,7 +51,11 @@ def cuda_choice(x, scores) -> Choice:
         return Choice(op, "composed", f"{x.dtype}: dense product, then W*sign(s)")
     if weights < FUSED_WEIGHTS:
         return Choice(op, "composed", f"{weights} weights < {FUSED_WEIGHTS}: too few tiles")
-    return Choice(op, "Triton fused", f"{weights} weights: signs in the epilogue of the product")
+    from sparseticket.kernels.tuning import tuned
+
+    config = tuned(op, x.numel() // x.shape[-1], x.device)
+    reason = f"{weights} weights: signs in the epilogue of the product; {config}"
+    return Choice(op, "Triton fused", reason)
 
 
 def _choose_cuda(grad, x, scores, *rest) -> Choice:

@@ -7,7 +7,7 @@ import torch
 from sparseticket.formats import canonical_shape
 from sparseticket.reference import popup_step as _reference
 
-from ._dispatch import C, cap, caps, check_words, define, nthreads
+from ._dispatch import C, Choice, cap, caps, check_words, define, nthreads
 from .select_mask import (
     check_selection,
     check_static,
@@ -17,7 +17,7 @@ from .select_mask import (
     select_mask,
 )
 
-__all__ = ["flat_like", "popup_step", "update_rule"]
+__all__ = ["flat_like", "popup_step", "step_choice", "update_rule"]
 
 
 def _cpu(
@@ -113,6 +113,20 @@ def _cuda(
         old.copy_(mask)
     state.copy_(new)
     torch.autograd.graph.increment_version([*scores, *momenta, *variances])
+
+
+def step_choice(op, tensors, then):
+    """What the fused update of these tensors runs as on CUDA."""
+    from sparseticket.kernels.tuning import tuned
+
+    total = sum(t.numel() for t in tensors)
+    sizes = tuned(op, total, tensors[0].device if tensors else torch.device("cpu"))
+    reason = f"{total} numbers in {len(tensors)} tensors, one launch{then}; {sizes}"
+    return Choice(op, "Triton fused", reason)
+
+
+def _choose_cuda(scores, *rest, **options):
+    return step_choice("popup_step", scores, ", then select_mask")
 
 
 def update_rule(adam, lr, beta1, beta2, eps, weight_decay, step):
@@ -228,4 +242,5 @@ popup_step = define(
     meta=_meta,
     check=_check_device,
     cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

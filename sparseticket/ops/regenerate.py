@@ -11,7 +11,7 @@ from sparseticket.reference import regenerate as _reference
 from ._dispatch import C, cap, check_words, define, nthreads
 from .apply_mask import apply_mask
 
-__all__ = ["check_recipe", "regenerate"]
+__all__ = ["as_laid_out", "check_calls", "check_recipe", "laid_out", "regenerate"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -79,18 +79,27 @@ def _made(
 ):
     """The tensor that ``run`` fills, in memory order, in one of ``kernel_dtypes``."""
     dtype = dtype or torch.float32
-    rows, k = canonical_shape(shape)
-    channels, taps = channels_and_taps(shape)
-    last = channels_last and len(shape) == 4
-    if last:
-        channels, taps = channels * taps, 1
+    rows, channels, taps = laid_out(shape, channels_last)
     kernel_dtype = dtype if dtype in kernel_dtypes else torch.float32
-    flat = torch.empty(rows * k, dtype=kernel_dtype, device=device)
+    flat = torch.empty(rows * channels * taps, dtype=kernel_dtype, device=device)
     key, high = prng.stream_key(seed, layer, "sign" if dist == "signed_constant" else stream, draw)
     width = float(prng.uniform_scale(sigma)) if dist == "uniform" else float(sigma)
     run(flat, rows, channels, taps, width, key, high)
-    flat = flat.to(dtype)
-    if last:
+    return as_laid_out(flat.to(dtype), shape, channels_last)
+
+
+def laid_out(shape, channels_last):
+    """(rows, channels, taps) of a tensor in memory: taps is 1 where that is the canonical order."""
+    rows, _ = canonical_shape(shape)
+    channels, taps = channels_and_taps(shape)
+    return (
+        (rows, channels * taps, 1) if channels_last and len(shape) == 4 else (rows, channels, taps)
+    )
+
+
+def as_laid_out(flat, shape, channels_last):
+    """``flat``, in that order, as the tensor of ``shape``."""
+    if channels_last and len(shape) == 4:
         return flat.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
     return flat.view(shape)
 

@@ -5,7 +5,7 @@ import torch
 from sparseticket.formats import canonical_shape, channels_and_taps, words_shape
 from sparseticket.reference import select_mask as _reference
 
-from ._dispatch import C, cap, caps, check_padding, check_words, define, nthreads
+from ._dispatch import C, Choice, cap, caps, check_padding, check_words, define, nthreads
 from .mask_ops import mask_ops
 
 __all__ = [
@@ -232,6 +232,18 @@ def _meta(scores, kept, within=None, state=None, scope="layer", transform="abs",
     return words, torch.empty(groups, 2, dtype=torch.int32, device=device)
 
 
+def _choose_cuda(scores, *rest, **options):
+    from sparseticket.kernels.select_mask import select_sizes
+
+    total = sum(s.numel() for s in scores)
+    sizes, counting = select_sizes(total, scores[0].device if scores else torch.device("cpu"))
+    return Choice(
+        "select_mask",
+        "Triton one read",
+        f"{total} scores in {len(scores)} tensors; passes: {sizes}; counting: {counting}",
+    )
+
+
 select_mask = define(
     "select_mask(Tensor[] scores, SymInt[] kept, Tensor[]? within=None, Tensor? state=None,"
     ' str scope="layer", str transform="abs", int min_keep=0) -> (Tensor[] words, Tensor state)',
@@ -239,4 +251,5 @@ select_mask = define(
     reference=_reference.select_mask,
     meta=_meta,
     cuda=_cuda,
+    choose_cuda=_choose_cuda,
 )

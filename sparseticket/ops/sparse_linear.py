@@ -54,8 +54,8 @@ def _cpu(x, values, words, bias=None, pattern=None, transposed=None):
 
 def _choose_cuda(x, values, words, bias=None, pattern=None, transposed=None):
     samples, kept = math.prod(x.shape[:-1]), values.shape[0]
-    cells = words.shape[0] * x.shape[-1]
-    return device_choice("sparse_linear", samples, x.dtype, kept, cells, pattern)
+    shape = words.shape[0], x.shape[-1]
+    return device_choice("sparse_linear", samples, x.dtype, kept, *shape, pattern)
 
 
 def _cuda(x, values, words, bias=None, pattern=None, transposed=None):

@@ -95,14 +95,24 @@ def with_batch_of(x, y):
     return y.mT.contiguous().mT if batch_inner(x) else y.contiguous()
 
 
-def device_choice(op, samples, dtype, kept, cells, pattern) -> Choice:
+def device_choice(op, samples, dtype, kept, rows, k, pattern) -> Choice:
     """Which kernel a product with compressed values gets on CUDA, and why."""
+    density = kept / max(rows * k, 1)
     if pattern is None or not kept or dtype not in _DEVICE_DTYPES:
         return Choice(op, "reference", "no list of live blocks or weights: dense product")
     if pattern.ndim == 2:
-        return Choice(op, "Triton blocks", f"live blocks, density {kept / cells:.3f}")
+        from sparseticket.kernels.blocks import block_of, block_sizes
+
+        block = block_of(pattern.numel(), rows, k, kept)
+        listed = "sparse_linear_dw" if op == "sparse_linear_dw" else "sparse_linear"
+        sizes = block_sizes(listed, block, samples, dtype, pattern.device)
+        reason = f"live blocks of {block}, density {density:.3f}; {sizes}"
+        return Choice(op, "Triton blocks", reason)
     if op == "sparse_linear" and samples <= LIST_ROWS:
-        return Choice(op, "Triton list", f"{samples} samples, density {kept / cells:.3f}")
+        from sparseticket.kernels.tuning import tuned
+
+        sizes = tuned("sparse_linear list", samples, pattern.device)
+        return Choice(op, "Triton list", f"{samples} samples, density {density:.3f}; {sizes}")
     return Choice(op, "reference", f"{samples} samples, live weights in no blocks: dense product")
 
 
@@ -141,8 +151,8 @@ def _cpu(grad, x, words, kept, pattern=None, transposed=None):
 
 
 def _choose_cuda(grad, x, words, kept, pattern=None, transposed=None):
-    samples, cells = math.prod(x.shape[:-1]), words.shape[0] * x.shape[-1]
-    return device_choice("sparse_linear_dw", samples, x.dtype, kept, cells, pattern)
+    samples, shape = math.prod(x.shape[:-1]), (words.shape[0], x.shape[-1])
+    return device_choice("sparse_linear_dw", samples, x.dtype, kept, *shape, pattern)
 
 
 def _cuda(grad, x, words, kept, pattern=None, transposed=None):

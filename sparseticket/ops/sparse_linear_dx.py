@@ -56,8 +56,7 @@ def _cpu(grad, values, words, k, pattern=None, transposed=None):
 
 def _choose_cuda(grad, values, words, k, pattern=None, transposed=None):
     samples, kept = math.prod(grad.shape[:-1]), values.shape[0]
-    cells = words.shape[0] * k
-    return device_choice("sparse_linear_dx", samples, grad.dtype, kept, cells, pattern)
+    return device_choice("sparse_linear_dx", samples, grad.dtype, kept, words.shape[0], k, pattern)
 
 
 def _cuda(grad, values, words, k, pattern=None, transposed=None):

@@ -113,7 +113,10 @@ def cuda_choice(x, dist, weight_shape, stride, padding, dilation, groups) -> Cho
     )
     if pixels > GPU_PIXELS:
         return Choice(op, "materialised", f"{pixels} pixels > {GPU_PIXELS}: cuDNN on W*mask")
-    return Choice(op, "Triton implicit GEMM", f"{pixels} pixels: weights decoded in the kernel")
+    from sparseticket.kernels.tuning import tuned
+
+    reason = f"{pixels} pixels: weights decoded in the kernel; {tuned(op, pixels, x.device)}"
+    return Choice(op, "Triton implicit GEMM", reason)
 
 
 def _choose_cuda(x, words, bias, seed, layer, dist, sigma, weight_shape, *rest) -> Choice:

@@ -181,8 +181,9 @@ def cuda_choice(op, x, dist, transposed=False) -> Choice:
         return Choice(op, "materialised", f"the Triton kernels take no {x.dtype}")
     if rows > most:
         return Choice(op, "materialised", f"{rows} rows > {most}: dense GEMM on W*mask")
-    kernel = ticket_config(rows, x.dtype, x.device, transposed).kernel
-    return Choice(op, f"Triton {kernel}", f"{rows} rows: weights decoded in the kernel")
+    config = ticket_config(rows, x.dtype, x.device, transposed)
+    reason = f"{rows} rows: weights decoded in the kernel; {config}"
+    return Choice(op, f"Triton {config.kernel}", reason)
 
 
 def _choose_cuda(

@@ -14,8 +14,9 @@ def popup_weight(
     transform: str,
     raw_grad: bool = False,
 ) -> torch.Tensor:
-    """W*mask, for a dense layer to compute with; its backward reaches the scores
-    (:func:`~sparseticket.reference.popup_linear.popup_score_grad`), or with ``raw_grad`` gives them
-    the gradient of W*mask as it is."""
+    """apply_mask whose backward also reaches the scores, straight-through (popup_score_grad).
+
+    ``raw_grad``: it gives them the gradient as it is; popup_step does the rest.
+    """
     del scores, transform, raw_grad
     return apply_mask(weight, words)

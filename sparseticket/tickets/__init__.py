@@ -1,15 +1,17 @@
-"""Search methods: one file and one config each, found by name in the registry.
+"""Search and pruning methods: one file and one config each, found by name in the registry.
 
 The configs are attributes of this package: ``tickets.GemMiner``.
 """
 
 from .engine import Strong, select
-from .registry import METHODS, get_method
+from .pruning import prune_
+from .registry import METHODS, PRUNERS, get_method, get_pruner
 from .supsup import infer_task, set_task, superpose
 
-_BY_CLASS = {config.__name__: config for config in METHODS.values()}
+_BY_CLASS = {config.__name__: config for config in (*METHODS.values(), *PRUNERS.values())}
 
-__all__ = ["METHODS", "Strong", "get_method", "infer_task", "select", "set_task", "superpose"]
+__all__ = ["METHODS", "PRUNERS", "Strong", "get_method", "get_pruner", "infer_task", "prune_"]
+__all__ += ["select", "set_task", "superpose"]
 __all__ += sorted(_BY_CLASS)
 
 

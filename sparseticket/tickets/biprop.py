@@ -40,7 +40,7 @@ class BinaryActivation(nn.Module):
         near = x.clamp(-1, 1)
         smooth = near * (2 - near.abs())
         hard = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-        return hard + smooth - smooth.detach()
+        return hard + (smooth - smooth.detach())  # exactly +-1: sums of them have exact ties
 
 
 @dataclass(frozen=True)

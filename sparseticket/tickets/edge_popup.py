@@ -77,12 +77,16 @@ class EdgePopup:
         "none", "lower the density epoch by epoch, by one of the published schedules"
     )
     anneal_period: int = setting(5, "epochs of a level, for levels and iterated")
+    qk_scale: bool = setting(
+        True, "multiply random query and key weights of attention by head_dim^(1/4)"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", check_seed(self.seed))
         object.__setattr__(self, "density", check_density(self.density))
-        if not isinstance(self.affine, bool):
-            raise TypeError(f"affine: got {self.affine!r}, need True or False")
+        for name in ("affine", "qk_scale"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name}: got {value!r}, need True or False")
         check_choice("first_layer", self.first_layer, _ENDS)
         check_choice("last_layer", self.last_layer, _ENDS)
         check_choice("anneal", self.anneal, SCHEDULES)
@@ -93,7 +97,7 @@ class EdgePopup:
         """The config that knows the first and last layer of ``model``."""
         if self.first_layer == self.last_layer == "searched":
             return self
-        kinds = nn.Linear | nn.Conv2d
+        kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding
         names = [name for name, m in model.named_modules() if isinstance(m, kinds)]
         ends = dict.fromkeys(names[-1:], self.last_layer)
         ends |= dict.fromkeys(names[:1], self.first_layer)

@@ -26,10 +26,13 @@ from sparseticket.masks import PackedMask, layer_number
 from sparseticket.nn import (
     FrozenPattern,
     Plane,
+    ScoreConv1d,
     ScoreConv2d,
+    ScoreConvTranspose2d,
     ScoreLayer,
     ScoreLinear,
     WeightRecipe,
+    gain_of,
 )
 from sparseticket.nn.recipe import INITS
 from sparseticket.prng import DISTRIBUTIONS, check_seed
@@ -232,15 +235,16 @@ class Strong:
 
     # Conversion -----------------------------------------------------------------------------
 
-    def plan(self, name: str, module: nn.Module) -> dict[str, Any]:
-        """Every layer is converted, by :meth:`make`."""
-        return {}
+    def plan(self, name: str, module: nn.Module) -> dict[str, Any] | None:
+        """Every layer is converted, by :meth:`make`, but embeddings, which stay dense."""
+        return None if isinstance(module, nn.Embedding) else {}
 
     def make(self, name: str, module: nn.Module) -> ScoreLayer:
         """The layer that replaces ``module``; its mask waits for :meth:`select_first`."""
-        cls = ScoreLinear if isinstance(module, nn.Linear) else ScoreConv2d
-        shape = tuple(module.weight.shape)
-        recipe = WeightRecipe.initial(self.seed, name, self.weights, shape, self.init)
+        kinds = (ScoreLinear, ScoreConv1d, ScoreConv2d, ScoreConvTranspose2d)
+        cls = next(kind for kind in kinds if isinstance(module, kind._BASE))
+        shape, gain = tuple(module.weight.shape), gain_of(module)
+        recipe = WeightRecipe.initial(self.seed, name, self.weights, shape, self.init, gain)
         if self.scale == "density":
             recipe = recipe.scaled(self.density)
         scores = self.score_start(name, shape)

@@ -27,6 +27,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sparseticket.densities import layer_densities
 from sparseticket.formats import kept_count
 from sparseticket.nn import FrozenPattern, ScoreLayer
 
@@ -43,65 +44,9 @@ from .engine import (
     setting,
 )
 
-__all__ = ["Frozen", "layer_densities"]
+__all__ = ["Frozen"]
 
 _RULES = ("epl", "erk", "igq", "uniform")
-
-
-def layer_densities(rule: str, shapes: Sequence[Sequence[int]], density: float) -> list[float]:
-    """The part of each layer that belongs to an overall ``density``, by ``rule``."""
-    check_choice("rule", rule, _RULES)
-    sizes = [math.prod(shape) for shape in shapes]
-    if rule == "uniform" or density in (0, 1) or not sum(sizes):
-        return [float(density)] * len(sizes)
-    return {"epl": _epl, "erk": _erk, "igq": _igq}[rule](shapes, sizes, density)
-
-
-def _epl(shapes, sizes, density) -> list[float]:
-    """As many edges in every layer; what a layer cannot take goes to the others."""
-    budget, counts = density * sum(sizes), [0.0] * len(sizes)
-    open_ = [i for i, n in enumerate(sizes) if n]
-    while open_ and budget > 0:
-        share = budget / len(open_)
-        full = [i for i in open_ if counts[i] + share >= sizes[i]]
-        for i in open_:
-            given = min(share, sizes[i] - counts[i])
-            counts[i] += given
-            budget -= given
-        if not full:
-            break
-        open_ = [i for i in open_ if i not in full]
-    return [c / n if n else 1.0 for c, n in zip(counts, sizes, strict=True)]
-
-
-def _erk(shapes, sizes, density) -> list[float]:
-    """Proportional to sum(dims) / prod(dims), dense where that exceeds 1."""
-    raw = [sum(shape) / n if n else 0.0 for shape, n in zip(shapes, sizes, strict=True)]
-    dense: set[int] = set()
-    while True:
-        budget = density * sum(sizes) - sum(sizes[i] for i in dense)
-        rest = sum(r * n for i, (r, n) in enumerate(zip(raw, sizes, strict=True)) if i not in dense)
-        epsilon = budget / rest if rest else 0.0
-        over = {i for i, r in enumerate(raw) if i not in dense and epsilon * r >= 1}
-        if not over:
-            return [1.0 if i in dense else epsilon * r for i, r in enumerate(raw)]
-        dense |= over
-
-
-def _igq(shapes, sizes, density) -> list[float]:
-    """1 / (f*n + 1), f by bisection."""
-    low, high = 0.0, 1.0
-    target = density * sum(sizes)
-
-    def total(f: float) -> float:
-        return sum(n / (f * n + 1) for n in sizes)
-
-    while total(high) > target:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if total(middle) > target else (low, middle)
-    return [1 / (high * n + 1) for n in sizes]
 
 
 @dataclass(frozen=True)

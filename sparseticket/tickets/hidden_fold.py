@@ -64,6 +64,6 @@ def _fold(stage: nn.Sequential) -> None:
     """All blocks from the third on compute with the layers of the second, and their own norms."""
     for block in stage[2:]:
         for name, layer in list(block.named_modules()):
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
                 owner, _, child = name.rpartition(".")
                 setattr(block.get_submodule(owner), child, stage[1].get_submodule(name))

@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from torch import nn
 
-from ..io import Ticket
+from ..io import Ticket, export_dense, export_onnx
 from ..nn import sparsify_, to_form_
-from ..tickets import METHODS, get_method
+from ..tickets import METHODS, get_method, set_task
 from ..tickets.engine import warn_of_collapse
+from .checks import check_layers, estimate_norms
 from .data import Dataset, load_dataset, loaders
 from .loop import (
     Recipe,
@@ -36,18 +37,29 @@ from .loop import (
 )
 from .models import MODELS, build_model
 from .plots import plot_curves, plot_masks
-from .report import versions, write_json, write_text
-from .tasks import TasksResult, search_tasks
+from .report import format_bytes, format_kept, format_percent, versions, write_json, write_text
+from .tasks import TasksResult, search_tasks, task_accuracy
 
 __all__ = [
+    "CheckOptions",
     "DemoOptions",
     "EvalOptions",
+    "ExportOptions",
     "SearchOptions",
     "MachineOptions",
     "TaskOptions",
+    "check_ticket",
+    "check_out",
+    "circumstances",
+    "draw",
     "evaluate_ticket",
+    "export_ticket",
+    "load_described",
+    "rebuild",
     "run_demo",
     "run_search",
+    "search_lines",
+    "settings_of",
 ]
 
 _DEFAULT_MODELS = {"digits": "mlp", "mnist": "lenet300", "cifar10": "conv4"}
@@ -106,6 +118,7 @@ class TaskOptions(MachineOptions):
 class SearchOptions(TaskOptions):
     """All of a search but its method's own fields and the recipe's."""
 
+    experiment: str = option("classification", "what the ticket is for; each has its own flags")
     method: str = option("edge-popup", f"one of {', '.join(METHODS)}")
     out: Path | None = field(default=None, metadata={"help": "folder for the results (required)"})
     overwrite: bool = option(False, "replace the results of an earlier run in that folder")
@@ -129,6 +142,27 @@ class EvalOptions(MachineOptions):
 
 
 @dataclass(frozen=True)
+class CheckOptions(EvalOptions):
+    """The controls of a ticket file."""
+
+    seeds: int = option(5, "repetitions of each control")
+    norms: Literal["estimated", "kept"] = option(
+        "estimated", "controls' batch norms: from the training data, or the ticket's own"
+    )
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Where a ticket's dense model goes."""
+
+    to: Literal["dense", "onnx"] = option(
+        "dense", "torch weights (.safetensors, .pt) or program (.pt2), or ONNX"
+    )
+    out: Path | None = field(default=None, metadata={"help": "the file to write (required)"})
+    task: int = option(0, "of a ticket of several tasks, the one to export")
+
+
+@dataclass(frozen=True)
 class DemoOptions(TaskOptions):
     """The demonstration: two searches, two controls, two reloads."""
 
@@ -149,11 +183,7 @@ def run_search(
     An interrupted run continues when it is started again; a finished one is only replaced with
     ``overwrite``. The report names what could not be drawn under ``missing``.
     """
-    out = options.out
-    if out is None:
-        raise ValueError("out: a folder for the results is needed: --out DIR")
-    if (out / "report.json").exists() and not options.overwrite:
-        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    out = check_out(options)
     options.set_up()
     dataset = _load(options)
     model = _build(options, dataset)
@@ -162,7 +192,7 @@ def run_search(
     for name in _OUTPUTS if options.overwrite else ():
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    resolved = _resolved(options, recipe, config)
+    resolved = settings_of(options, config, recipe) | {"model": options.model_name}
     if not (out / "checkpoint.pt").exists():  # search refuses that of a run with other settings
         write_text(out / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
     if getattr(config, "tasks", 1) > 1:
@@ -180,7 +210,7 @@ def run_search(
     )
     result.ticket.save(out / "ticket.safetensors")
     test_accuracy, _ = _test(result.ticket, dataset, options.batch_size, options)
-    missing = _draw(
+    missing = draw(
         lambda: plot_curves({config.name: result.history}, out / "curve.png"),
         lambda: plot_masks(result.ticket.masks, out / "masks.png"),
     )
@@ -201,7 +231,7 @@ def run_search(
         "collapsed": warn_of_collapse(list(result.ticket.masks.items())),
         **_fine_tune(options, recipe, dataset, result.ticket),
         "seconds": round(sum(row["seconds"] for row in result.history), 3),
-        **_circumstances(options),
+        **circumstances(options),
         "config": resolved,
         "missing": missing,
     }
@@ -210,36 +240,130 @@ def run_search(
     return report, result
 
 
+def search_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """(label, text) of what a report of :func:`run_search` says to people."""
+    lines = [
+        ("test accuracy", f"{format_percent(report['test_accuracy'])} ({report['dataset']})"),
+        ("validation", format_percent(report["val_accuracy"])),
+    ]
+    for task, accuracy in enumerate(report.get("task_accuracies", ())):
+        guess, reached = (
+            report[key][task] for key in ("inferred_tasks", "inferred_task_accuracies")
+        )
+        text = f"{format_percent(accuracy)}, taken for {guess}: {format_percent(reached)}"
+        lines.append((f"task {task}", text))
+    if "finetuned_test_accuracy" in report:
+        lines.append(("fine-tuned", format_percent(report["finetuned_test_accuracy"])))
+    dense, size = format_bytes(report["dense_bytes"]), format_bytes(report["ticket_bytes"])
+    return [
+        *lines,
+        ("kept", format_kept(report)),
+        ("size", f"{size}, dense weights {dense}"),
+        ("seconds", f"{report['seconds']:.1f} with {report['threads']} threads"),
+    ]
+
+
 def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
     """Test accuracy of a ticket file: its model built anew, weights from seeds and masks alone."""
+    ticket = load_described(path)
+    options.set_up()
+    dataset, batch_size = _data_of(ticket, options)
+    accuracy, loss = _test(ticket, dataset, batch_size, options)
+    return {
+        **_identity(path, ticket, dataset),
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        **circumstances(options),
+    }
+
+
+def check_ticket(path: Path, options: CheckOptions) -> dict[str, Any]:
+    """A ticket file beside its controls, see :mod:`sparseticket.train.checks`: test accuracies.
+
+    A ticket of several tasks is tested on all of them, each with its own mask, and averaged.
+    """
+    ticket = load_described(path)
+    options.set_up()
+    dataset, batch_size = _data_of(ticket, options)
+    train, _, test = loaders(dataset, batch_size, 0, options.workers)
+
+    def prepare(model: nn.Module) -> None:
+        if options.norms == "estimated":
+            estimate_norms(model, train, options.device)
+
+    rows = check_layers(
+        lambda: rebuild(ticket).to(options.device),
+        lambda model: task_accuracy(model, test, ticket, options.device),
+        options.seeds,
+        prepare,
+    )
+    return {
+        **_identity(path, ticket, dataset),
+        "seeds": options.seeds,
+        "norms": options.norms,
+        "rows": rows,
+        **circumstances(options),
+    }
+
+
+def export_ticket(path: Path, options: ExportOptions) -> dict[str, Any]:
+    """Write a ticket's model as a dense one that needs nothing of this library."""
+    if options.out is None:
+        raise ValueError("out: a file to write is needed: --out FILE")
+    ticket = load_described(path)
+    model = rebuild(ticket)
+    if ticket.planes and any(getattr(m, "kind", None) == "tasks" for m in model.modules()):
+        set_task(model, options.task)
+    elif options.task:
+        raise ValueError(f"task: got {options.task}, the ticket has one task only")
+    example = torch.zeros(2, *ticket.meta["extra"]["model"]["in_shape"])
+    write = {"dense": export_dense, "onnx": export_onnx}[options.to]
+    write(model, options.out, example)
+    return {"out": str(options.out), "to": options.to, "bytes": options.out.stat().st_size}
+
+
+def load_described(path: Path) -> Ticket:
+    """A ticket that says which model and data it is for; ValueError for one that does not."""
     ticket = Ticket.load(path)
-    extra = ticket.meta["extra"] or {}
-    if not {"model", "data"} <= extra.keys():
+    if not {"model", "data"} <= (ticket.meta["extra"] or {}).keys():
         raise ValueError(
             f"{path}: the ticket does not say which model and data it is for; build the model "
             "yourself and use Ticket.load(path).apply(model)"
         )
-    options.set_up()
-    name = options.dataset or extra["data"]["dataset"]
+    return ticket
+
+
+def rebuild(ticket: Ticket) -> nn.Module:
+    """The model that a ticket describes, built anew, with the ticket in it."""
+    described = ticket.meta["extra"]["model"]
+    shapes = {"in_shape": tuple(described["in_shape"]), "num_classes": described["num_classes"]}
+    model = build_model(described["name"], **shapes)
+    _adapt(model, ticket)
+    return ticket.apply(model)
+
+
+def _data_of(ticket: Ticket, options: EvalOptions) -> tuple[Dataset, int]:
+    """The data set and the batch size that the options or else the ticket name."""
+    data = ticket.meta["extra"]["data"]
+    name = options.dataset or data["dataset"]
     if name == "imagefolder":
         if options.data is None:
             raise ValueError("data: the ticket was made on an image folder: give --data DIR")
         name = f"imagefolder:{options.data}"
     dataset = load_dataset(name, options.data, download=options.download, val_fraction=0)
-    batch_size = options.batch_size
-    if batch_size is None:
-        batch_size = extra["data"]["batch_size"]
-    accuracy, loss = _test(ticket, dataset, batch_size, options)
+    size = options.batch_size
+    return dataset, data["batch_size"] if size is None else size
+
+
+def _identity(path: Path, ticket: Ticket, dataset: Dataset) -> dict[str, Any]:
+    extra = ticket.meta["extra"]
     return {
         "ticket": str(path),
         "method": ticket.meta["method"],
         "dataset": dataset.name,
         "trained_on": extra["data"]["name"],
         "model": extra["model"]["name"],
-        "test_accuracy": accuracy,
-        "test_loss": loss,
         "examples": len(dataset.test),
-        **_circumstances(options),
     }
 
 
@@ -272,13 +396,13 @@ def run_demo(options: DemoOptions, say: Callable[[str], None]) -> dict[str, Any]
         histories[label] = result.history
         missing = report["missing"]
     levels = {rows[1]["what"]: rows[1]["test_accuracy"]}
-    missing = missing or _draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
+    missing = missing or draw(lambda: plot_curves(histories, options.out / "curves.png", levels))
     report = {
         "dataset": dataset.name,
         "model": options.model_name,
         "seed": options.seed,
         "epochs": options.epochs,
-        **_circumstances(options),
+        **circumstances(options),
         "rows": rows,
         "same": all(row["test_accuracy"] == row["reloaded_accuracy"] for row in rows[2:]),
         "missing": missing,
@@ -366,9 +490,7 @@ def _test(
             f"dataset: {dataset.name} has images {dataset.in_shape} and {dataset.num_classes} "
             f"classes, the ticket is for {shapes[0]} and {shapes[1]}"
         )
-    model = build_model(described["name"], in_shape=shapes[0], num_classes=shapes[1])
-    _adapt(model, ticket)
-    model = ticket.apply(model).to(options.device)
+    model = rebuild(ticket).to(options.device)
     return evaluate(model, loaders(dataset, batch_size, 0, options.workers)[2], options.device)
 
 
@@ -408,7 +530,7 @@ def _run_tasks(
         "inferred_tasks": result.inferred,
         "ticket_bytes": info["file_bytes"],
         "seconds": round(time.perf_counter() - start, 3),
-        **_circumstances(options),
+        **circumstances(options),
         "config": resolved,
         "missing": [],
     }
@@ -459,12 +581,22 @@ def _extra(options: TaskOptions, recipe: Recipe | None, dataset: Dataset) -> dic
     }
 
 
-def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, Any]:
-    """Every field of a run but where its results go, for config.yaml."""
+def check_out(options: Any) -> Path:
+    """The folder ``out`` of a run's options; ValueError for none, or one with a finished run."""
+    out = options.out
+    if out is None:
+        raise ValueError("out: a folder for the results is needed: --out DIR")
+    if (out / "report.json").exists() and not options.overwrite:
+        raise ValueError(f"out: {out} holds a finished run; choose another or give --overwrite")
+    return out
+
+
+def settings_of(*parts: Any) -> dict[str, Any]:
+    """Every field of a run's dataclasses (None: no fields) but where its results go, for
+    config.yaml."""
     fields: dict[str, Any] = {}
-    for part in (options, config, recipe):
-        fields |= dataclasses.asdict(part)
-    fields["model"] = options.model_name
+    for part in parts:
+        fields |= {} if part is None else dataclasses.asdict(part)
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in fields.items()
@@ -472,12 +604,13 @@ def _resolved(options: SearchOptions, recipe: Recipe, config: Any) -> dict[str, 
     }
 
 
-def _circumstances(options: MachineOptions) -> dict[str, Any]:
+def circumstances(options: MachineOptions) -> dict[str, Any]:
+    """What a report says of where it was made."""
     threads = torch.get_num_threads()
     return {"threads": threads, "device": options.device, "versions": versions()}
 
 
-def _draw(*pictures: Callable[[], None]) -> list[str]:
+def draw(*pictures: Callable[[], None]) -> list[str]:
     """Draw; where matplotlib is missing, return the sentence that says so."""
     try:
         for picture in pictures:

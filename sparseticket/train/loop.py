@@ -47,9 +47,12 @@ __all__ = [
     "TrainResult",
     "check_device",
     "evaluate",
+    "keep_masks",
     "masks_of",
     "option",
+    "restore",
     "search",
+    "snapshot",
     "train_dense",
     "validation",
 ]
@@ -341,12 +344,12 @@ def _fit(
     state = LoopState(model, _optimizer(model, recipe), recipe)
     description = _description(model, train_loader, recipe, describes, extra, seed)
     with _own_generators(device, seed), contextlib.ExitStack() as stack:
-        for hook in _keep_masks(state, describes):
+        for hook in keep_masks(state, describes):
             stack.callback(hook.remove)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if resume and (folder / "checkpoint.pt").exists():
-                _restore(state, load_checkpoint(folder / "checkpoint.pt", description), device)
+                restore(state, load_checkpoint(folder / "checkpoint.pt", description), device)
             write_logs(folder, state.history)  # there also after no epoch
         bar = stack.enter_context(Progress(progress, recipe.epochs, done=state.epoch))
         before_epoch = getattr(describes, "before_epoch", None)
@@ -363,7 +366,7 @@ def _fit(
             if folder is not None:
                 write_logs(folder, state.history)
                 if state.epoch % checkpoint_every == 0 or state.epoch == recipe.epochs:
-                    save_checkpoint(folder / "checkpoint.pt", description, _snapshot(state, device))
+                    save_checkpoint(folder / "checkpoint.pt", description, snapshot(state, device))
     val_accuracy = state.history[-1]["val_accuracy"] if state.history else None
     if state.best is not None:
         model.load_state_dict(state.best["model"])
@@ -371,7 +374,7 @@ def _fit(
     return TrainResult(model, state.history, val_accuracy, time.perf_counter() - start)
 
 
-def _keep_masks(state: LoopState, config: Any) -> list[torch.utils.hooks.RemovableHandle]:
+def keep_masks(state: LoopState, config: Any) -> list[torch.utils.hooks.RemovableHandle]:
     """Have every optimizer step followed by new masks: the config's own, or edge-popup's."""
     model, optimizer = state.model, state.optimizer
     if isinstance(optimizer, PopupSGD | PopupAdamW):
@@ -551,7 +554,8 @@ def _description(
     }
 
 
-def _snapshot(state: LoopState, device: str | torch.device) -> dict[str, Any]:
+def snapshot(state: LoopState, device: str | torch.device) -> dict[str, Any]:
+    """What :func:`restore` needs to continue bit for bit."""
     cuda = torch.device(device).type == "cuda"
     return {
         "model": dict(state.model.state_dict()),
@@ -565,7 +569,8 @@ def _snapshot(state: LoopState, device: str | torch.device) -> dict[str, Any]:
     }
 
 
-def _restore(state: LoopState, saved: dict[str, Any], device: str | torch.device) -> None:
+def restore(state: LoopState, saved: dict[str, Any], device: str | torch.device) -> None:
+    """Put a :func:`snapshot` back."""
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.epoch, state.step = saved["epoch"], saved["step"]

@@ -13,6 +13,7 @@ ResNets carry torchvision's names: its checkpoints load but for ``fc.bias``, whi
 | cresnet18 | ResNet-18 with a 3x3 stem and no max-pool, widths 64-512 (Ramanujan et al., 2020) |
 | resnet20 | He et al., CVPR 2016, section 4.2, but with 1x1 convolution shortcuts and batch norm |
 | resnet18 resnet50 resnet101 | He et al., 2016; the stride of a bottleneck is on its 3x3 layer |
+| vit | 2 blocks of width 64 on 4x4 patches, see :mod:`~sparseticket.train.transformers` |
 | wide_resnet50 | Zagoruyko & Komodakis, BMVC 2016: WRN-50-2, inner bottleneck width doubled |
 """
 
@@ -25,6 +26,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+from .transformers import VisionTransformer
 
 __all__ = ["MODELS", "build_model"]
 
@@ -207,5 +210,6 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
     "resnet18": partial(_image_net, depths=(2, 2, 2, 2)),
     "resnet50": partial(_image_net, depths=(3, 4, 6, 3), widen=1),
     "resnet101": partial(_image_net, depths=(3, 4, 23, 3), widen=1),
+    "vit": VisionTransformer,
     "wide_resnet50": partial(_image_net, depths=(3, 4, 6, 3), widen=2),
 }

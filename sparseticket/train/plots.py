@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from ..formats import to_canonical
 from ..masks import PackedMask
 
-__all__ = ["plot_curves", "plot_masks"]
+__all__ = ["plot_curves", "plot_masks", "plot_samples"]
 
 _MAX_PANELS, _MAX_SIDE = 12, 256
+_NO_MATPLOTLIB = "pictures need matplotlib: pip install 'sparseticket[demo]'"
 
 
 def plot_curves(
@@ -66,10 +69,27 @@ def plot_masks(masks: Mapping[str, PackedMask], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def plot_samples(pictures: torch.Tensor, path: Path, zoom: int = 3) -> None:
+    """A PNG of a nearly square grid of ``pictures`` ``[N, C, H, W]`` in [0, 1], C 1 or 3, each
+    pixel ``zoom`` wide, with lines of one grey pixel between them."""
+    try:
+        from matplotlib.image import imsave
+    except ImportError as error:
+        raise ImportError(_NO_MATPLOTLIB) from error
+    count, channels = pictures.shape[:2]
+    columns = math.isqrt(count - 1) + 1
+    big = pictures.detach().cpu().clamp(0, 1).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
+    framed = F.pad(big.expand(-1, 3, -1, -1) if channels == 1 else big, (0, 1, 0, 1), value=0.5)
+    blanks = framed.new_ones(-count % columns, *framed.shape[1:])
+    rows = torch.cat([framed, blanks]).unflatten(0, (-1, columns))
+    grid = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows*H, columns*W, C]
+    imsave(path, grid.numpy(), format="png")
+
+
 def _figure(width: float, height: float) -> Any:
     """A figure that draws to files, apart from pyplot's global state and any display."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'sparseticket[demo]'") from error
+        raise ImportError(_NO_MATPLOTLIB) from error
     return Figure(figsize=(width, height), layout="constrained")

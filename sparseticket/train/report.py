@@ -20,6 +20,8 @@ from .. import __version__
 __all__ = [
     "Progress",
     "format_bytes",
+    "format_kept",
+    "format_percent",
     "table",
     "versions",
     "write_json",
@@ -45,11 +47,9 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def show(self, row: Row) -> None:
-        """One epoch has ended."""
-        text = f"train loss {row['train_loss']:.4f} accuracy {100 * row['train_accuracy']:.2f} %"
-        if row["val_accuracy"] is not None:
-            text += f", validation {100 * row['val_accuracy']:.2f} %"
+    def show(self, row: Row, text: str | None = None) -> None:
+        """One epoch has ended; ``text`` says how, by default as of a classifier."""
+        text = _classified(row) if text is None else text
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update()
@@ -57,6 +57,13 @@ class Progress:
             every = max(self.epochs // 10, 1)
             if row["epoch"] % every == 0 or row["epoch"] == self.epochs:
                 print(f"{self.label}: epoch {row['epoch']}/{self.epochs}: {text}", file=sys.stderr)
+
+
+def _classified(row: Row) -> str:
+    text = f"train loss {row['train_loss']:.4f} accuracy {100 * row['train_accuracy']:.2f} %"
+    if row["val_accuracy"] is not None:
+        text += f", validation {100 * row['val_accuracy']:.2f} %"
+    return text
 
 
 LOG_COLUMNS = (
@@ -71,10 +78,10 @@ LOG_COLUMNS = (
 )
 
 
-def write_logs(folder: Path, history: Sequence[Row]) -> None:
+def write_logs(folder: Path, history: Sequence[Row], columns: Sequence[str] = LOG_COLUMNS) -> None:
     """log.csv and log.jsonl, whole: a resumed run leaves no doubled rows."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=LOG_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_text(folder / "log.csv", text.getvalue())
@@ -111,6 +118,16 @@ def format_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count} B"
+
+
+def format_kept(row: Mapping[str, Any]) -> str:
+    """Its ``kept`` of its ``weights``."""
+    return f"{row['kept']:,} of {row['weights']:,}"
+
+
+def format_percent(fraction: float | None) -> str:
+    """0.5 -> '50.00 %'."""
+    return "none" if fraction is None else f"{100 * fraction:.2f} %"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

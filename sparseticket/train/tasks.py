@@ -14,7 +14,7 @@ from ..prng import permutation
 from ..tickets import infer_task, set_task, superpose
 from .loop import Batches, Recipe, evaluate, search
 
-__all__ = ["Permuted", "TasksResult", "search_tasks"]
+__all__ = ["Permuted", "TasksResult", "search_tasks", "task_accuracy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +87,23 @@ def search_tasks(
     set_task(model, 0)
     ticket = Ticket.from_model(model, config=config, extra=extra)
     return TasksResult(ticket, known, guessed, inferred)
+
+
+def task_accuracy(
+    model: nn.Module, test: Batches, ticket: Ticket, device: str | torch.device
+) -> float:
+    """Test accuracy of a ticket's model; the mean over the tasks if it has several."""
+    tasks, seed = _tasks_of(ticket)
+    total = 0.0
+    for task in range(tasks):
+        if tasks > 1:
+            set_task(model, task)
+        total += evaluate(model, Permuted(test, task, seed), device)[0]
+    return total / tasks
+
+
+def _tasks_of(ticket: Ticket) -> tuple[int, int]:
+    """(number of tasks, the seed of their pixels' orders)."""
+    kinds = {entry.get("planes", {}).get("kind") for entry in ticket.meta["layers"].values()}
+    config = ticket.meta["config"] or {}
+    return (config["tasks"], config["seed"]) if "tasks" in kinds else (1, 0)

@@ -270,13 +270,13 @@ def test_foreign_files(raw, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda meta: meta.update(format_version=3), "format_version: got 3.* reads 1 and 2"),
+        (lambda meta: meta.update(format_version=4), "format_version: got 4.* reads 1 and 2 and 3"),
         (lambda meta: meta.update(generator_version=2), "generator_version: got 2"),
         (lambda meta: meta.update(masks_sha256="1" * 64), "masks_sha256 mismatch"),
         (lambda meta: meta["layers"]["0"].update(kept=60), "not a valid ticket"),
         (lambda meta: meta["layers"]["0"].update(shape=[17, 13]), "masks_sha256 mismatch"),
         (lambda meta: meta["layers"]["0"].update(codec="zip"), "known: bitmap, rice"),
-        (lambda meta: meta["layers"]["0"].update(kind="embedding"), "known: linear, conv2d"),
+        (lambda meta: meta["layers"]["0"].update(kind="lstm"), "known: linear, conv1d"),
         (lambda meta: meta["layers"]["0"].update(dist="cauchy"), "cauchy"),
         (lambda meta: meta["layers"]["0"].update(seed=-1), "seed: got -1"),
         (lambda meta: meta["layers"]["0"].pop("seed"), "seed"),
@@ -349,7 +349,7 @@ def test_model_that_does_not_fit_stays_as_it_was(target, message):
 
 
 def test_models_that_are_no_ticket():
-    with pytest.raises(TicketError, match="no SparseLinear or SparseConv2d"):
+    with pytest.raises(TicketError, match="has no sparse layers"):
         Ticket.from_model(build())
     masked = nn.Sequential(st.SparseLinear(4, 4, density=0.5))
     with pytest.raises(TicketError, match="0: form 'masked'"):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sparseticket import ops, prng
-from sparseticket.formats import canonical_shape, channels_and_taps
-from sparseticket.kernels.regenerate import regenerate_many
 from sparseticket.reference.regenerate import regenerate as reference
+from sparseticket.reference.regenerate_many import regenerate_many as many_reference
+from tests.ops.test_regenerate_many import layers_of, same
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 SHAPES = [
@@ -61,25 +61,13 @@ def test_streams_and_subnormals(device, on_cuda, dist):
             _same(got, reference(*recipe, **options))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_many_layers_in_one_launch(device, launches, dtype):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_many_layers_in_one_launch(device, on_cuda, launches, dtype, last):
     shapes = [(17, 63), (), (8, 3, 3, 3), (0, 4), (300, 192), (4, 64, 3, 2), (2, 3, 4)]
-    masks = [ops.pack_mask(torch.rand(s) < 0.5) for s in shapes]
-    outs, layouts = [], []
-    for shape in shapes:
-        rows, k = canonical_shape(shape)
-        outs.append(torch.empty(rows * k, dtype=dtype, device=device))
-        last = shape == (4, 64, 3, 2)
-        layouts.append((rows, k, 1) if last else (rows, *channels_and_taps(shape)))
-    seeds = [prng.stream_key(5, i, "sign") for i in range(len(shapes))]
-    sigmas = [0.5 ** (i + 1) for i in range(len(shapes))]
-    regenerate_many(outs, [m.to(device) for m in masks], layouts, sigmas, seeds)
-    assert launches.count("_regenerate_many") == 1
-    for i, (shape, out) in enumerate(zip(shapes, outs, strict=True)):
-        options = {"words": masks[i], "channels_last": shape == (4, 64, 3, 2), "dtype": dtype}
-        expected = reference(5, i, shape, "signed_constant", sigmas[i], **options)
-        if options["channels_last"]:
-            expected = expected.movedim(1, -1)
-        assert torch.equal(out.cpu(), expected.flatten())
-        assert torch.equal(out.cpu().signbit(), expected.flatten().signbit())
+    given = layers_of(shapes, device=device)
+    launches.clear()
+    got = on_cuda(ops.regenerate_many, *given, dtype, last)
+    assert launches == ["_fill", "_regenerate_many"]  # the table, and all layers
+    same(got, many_reference(*given, dtype, last))
+    assert on_cuda(ops.regenerate_many, *layers_of([(0, 4)], device=device))[0].shape == (0, 4)

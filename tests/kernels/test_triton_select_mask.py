@@ -40,9 +40,20 @@ SCORES = {
 @pytest.fixture(autouse=True)
 def few_tiles(monkeypatch):
     """The interpreter's time goes by tiles, not by scores; some tests take the shipped sizes."""
-    monkeypatch.setattr(module, "_TILE_UNITS", 64)
-    monkeypatch.setattr(module, "_COUNT_TILE", 64)
+    _with_blocks(monkeypatch, {"TILE": 64, "UNITS": 64}, {"TILE": 64})
     monkeypatch.setattr(module, "_SAMPLE", 1024)
+
+
+def _with_blocks(monkeypatch, blocks, counting):
+    """Select with these in place of what is shipped."""
+    shipped = module.select_sizes
+
+    def changed(scores, device):
+        sizes, count = shipped(scores, device)
+        merged = count._replace(blocks={**count.blocks, **counting})
+        return sizes._replace(blocks={**sizes.blocks, **blocks}), merged
+
+    monkeypatch.setattr(module, "select_sizes", changed)
 
 
 def _counts(n):
@@ -167,7 +178,7 @@ def test_paths(check, launches, monkeypatch):
 def test_shipped_sizes(check, monkeypatch, kind, chunk):
     """Several chunks of several tiles each."""
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_CHUNK_UNITS", (chunk, chunk))
+    _with_blocks(monkeypatch, {"UNITS": chunk}, {})
     torch.manual_seed(0)
     scores = [SCORES[kind](s) for s in ((1, chunk * 70), (24, 64, 3, 3), (31, 131))]
     scores[1] = scores[1].contiguous(memory_format=torch.channels_last)

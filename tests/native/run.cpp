@@ -1091,6 +1091,54 @@ void drive_sparse_conv2d_dw(Case& c) {
     }
 }
 
+// ------------------------------------------------------------------ subset sums
+template <typename T>
+void subset_sum(Case& c) {
+  Random& random = c.random;
+  const int64_t rows = 1 + random.below(4), n = random.below(10), shared = 1 + random.below(3);
+  const Buffer<T> base(random, rows * n), target(random, rows * shared);
+  const Buffer<double> eps(random, 1), value(random, rows * shared), error(random, rows * shared);
+  const Buffer<int64_t> lengths(random, rows), mask(random, rows * shared);
+  const Buffer<int8_t> status(random, rows * shared);
+  for (int64_t i = 0; i < base.n; ++i) base[i] = static_cast<T>(random.value());
+  for (int64_t i = 0; i < target.n; ++i) target[i] = static_cast<T>(2 * random.value());
+  for (int64_t i = 0; i < rows; ++i) lengths[i] = random.below(n + 1);
+  eps[0] = random.one_in(3) ? 0 : 0.02;
+  const bool least = random.one_in(3), fallback = random.one_in(2), ragged = random.one_in(2);
+  const int max_card = 1 + static_cast<int>(random.below(4));
+  const Buffer<int64_t> scratch(random, c.threads * subset_scratch(n, least, fallback));
+  const Finite finite =
+      kernels.subset_sum({base.data(), target.data(), eps.data(), ragged ? lengths.data() : nullptr,
+                          mask.data(), value.data(), error.data(), status.data(), rows, n, shared,
+                          sizeof(T) == 8, true, least, fallback, max_card},
+                         scratch.data(), c.threads);
+  CHECK(finite.base && finite.target);
+  for (int64_t i = 0; i < rows * shared; ++i) {
+    const int64_t count = ragged ? lengths[i / shared] : n;
+    const auto sum = [&](int64_t subset) {
+      double total = 0;
+      for (int64_t k = 0; k < count; ++k)
+        total += subset >> k & 1 ? static_cast<double>(base[i / shared * n + k]) : 0.0;
+      return total;
+    };
+    CHECK(mask[i] >> count == 0 && value[i] == sum(mask[i]));
+    CHECK(error[i] == std::fabs(value[i] - static_cast<double>(target[i])));
+    CHECK(status[i] == (error[i] > eps[0]));
+    const double rounding = 1e-5;
+    for (int64_t subset = 0; subset < int64_t{1} << count; ++subset) {
+      const double other = std::fabs(sum(subset) - static_cast<double>(target[i]));
+      const int size = __builtin_popcountll(static_cast<uint64_t>(subset));
+      if (least) CHECK(error[i] <= other + rounding);
+      if (!least && size <= max_card && other <= eps[0] - rounding)
+        CHECK(!status[i] && __builtin_popcountll(static_cast<uint64_t>(mask[i])) <= size);
+    }
+  }
+}
+
+void drive_subset_sum(Case& c) {
+  c.random.one_in(2) ? subset_sum<float>(c) : subset_sum<double>(c);
+}
+
 // ------------------------------------------------------------------ the list
 struct Driver {
   const char* kernel;

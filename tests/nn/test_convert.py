@@ -125,20 +125,20 @@ def test_layers_whose_owner_reads_the_weight_are_skipped():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     model = nn.Sequential(nn.Linear(16, 16), nn.TransformerEncoder(layer, 1), nn.Linear(16, 4))
     expected, x = copy.deepcopy(model).eval(), torch.randn(3, 5, 16)
-    skipped = _skipped(st.sparsify_(model, Config(form="masked", density=1.0)))
-    prefix = "1.layers.0."
+    report = st.sparsify_(model, Config(form="masked", density=1.0), ["0", "2", "*.linear?"])
+    skipped, prefix = _skipped(report), "1.layers.0."
     for name, owner in (
         ("linear1", "TransformerEncoderLayer"),
         ("linear2", "TransformerEncoderLayer"),
         ("self_attn.out_proj", "MultiheadAttention"),
     ):
         assert skipped[prefix + name] == f"{owner} reads its .weight directly"
-    assert "no sparse form" in skipped[prefix + "self_attn"]
+    assert skipped[prefix + "self_attn"] == "left out by filter_fn"
     assert [m.form for m in (model[0], model[2])] == ["masked"] * 2
     with torch.no_grad():  # the fast path
         torch.testing.assert_close(model.eval()(x), expected(x))
     decoder = nn.TransformerDecoderLayer(16, 2, 32)  # has no fast path
-    converted = [c.name for c in st.sparsify_(decoder, Config()).converted]
+    converted = [c.name for c in st.sparsify_(decoder, Config(), ["linear?"]).converted]
     assert converted == ["linear1", "linear2"]
 
 
@@ -162,7 +162,7 @@ def test_tied_computed_and_hooked_weights_are_skipped():
             "old": nn.utils.spectral_norm(nn.Linear(8, 8)),
             "hooked": nn.Linear(8, 8),
             "single": nn.Linear(8, 1),
-            "conv1d": nn.Conv1d(8, 8, 3),
+            "conv3d": nn.Conv3d(8, 8, 3),
             "done": st.SparseLinear(8, 8, form="masked"),
             "plain": nn.Linear(8, 8),
         }
@@ -172,13 +172,13 @@ def test_tied_computed_and_hooked_weights_are_skipped():
     report = st.sparsify_(model, Config())
     assert [c.name for c in report.converted] == ["plain"]
     for name, text in {
-        "embed": "no sparse form",
+        "embed": "shares a parameter with head",
         "head": "shares a parameter with embed",
         "normed": "not exactly nn.Linear",
         "old": "computed by hooks",
         "hooked": "hooks",
         "single": "left dense by the config",
-        "conv1d": "Conv1d has no sparse form",
+        "conv3d": "Conv3d has no sparse form",
         "done": "already sparse (masked)",
     }.items():
         assert text in _skipped(report)[name], name
@@ -229,7 +229,7 @@ def test_a_refused_plan_changes_nothing():
         (nn.Linear(3, 2), {}, ValueError, "SparseLinear.from_dense"),
         (st.SparseLinear(3, 2), {}, ValueError, "cannot be replaced in place"),
         (nn.Sequential(nn.ReLU()), {}, ValueError, "no layers with weights"),
-        (nn.Sequential(nn.Embedding(3, 2)), {}, ValueError, "Embedding has no sparse form"),
+        (nn.Sequential(nn.Conv3d(3, 2, 1)), {}, ValueError, "Conv3d has no sparse form"),
         (_net(), {"filter_fn": ["x*"]}, ValueError, "0: left out by filter_fn"),
         (_net(), {"filter_fn": "4"}, TypeError, "filter_fn: got '4'"),
         (_net(), {"filter_fn": 4}, TypeError, "filter_fn: got 4"),

@@ -27,6 +27,19 @@ LAYERS = {  # class, torch arguments, input shape
     "reflect": (st.SparseConv2d, {"padding": (1, 2), "padding_mode": "reflect"}, (2, 4, 9, 8)),
     "replicate": (st.SparseConv2d, {"padding": 1, "padding_mode": "replicate"}, (2, 4, 9, 8)),
     "circular": (st.SparseConv2d, {"padding": 1, "padding_mode": "circular"}, (2, 4, 9, 8)),
+    "1d": (st.SparseConv1d, {}, (2, 4, 19)),
+    "1d groups": (
+        st.SparseConv1d,
+        {"groups": 2, "stride": 2, "padding": 2, "dilation": 2},
+        (2, 4, 19),
+    ),
+    "1d same": (
+        st.SparseConv1d,
+        {"kernel_size": 4, "padding": "same", "bias": False},
+        (2, 4, 19),
+    ),
+    "1d reflect": (st.SparseConv1d, {"padding": 2, "padding_mode": "reflect"}, (2, 4, 19)),
+    "1d circular": (st.SparseConv1d, {"padding": 1, "padding_mode": "circular"}, (2, 4, 19)),
 }
 CONV = {"in_channels": 4, "out_channels": 6, "kernel_size": 3}
 
@@ -102,7 +115,7 @@ def test_equals_the_dense_layer_with_masked_weight(layer, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layer", ["linear", "groups"])
+@pytest.mark.parametrize("layer", ["linear", "groups", "1d groups"])
 def test_full_and_empty_masks(layer, form):
     x = _input(layer)
     full = _build(layer, form, density=1.0)
@@ -113,12 +126,12 @@ def test_full_and_empty_masks(layer, form):
         if form != "masked"
         else _build(layer, form, density=0.0)
     )
-    bias = empty.bias if layer == "linear" else empty.bias[:, None, None]
+    bias = empty.bias.view(-1, *[1] * (empty.weight.ndim - 2))
     assert bool(empty.bias.any())
     assert torch.equal(empty(x), bias.expand_as(empty(x)))
 
 
-@pytest.mark.parametrize("layer", ["linear", "groups", "reflect"])
+@pytest.mark.parametrize("layer", ["linear", "groups", "reflect", "1d groups"])
 def test_masked_weight_gradient_is_the_dense_one_under_the_mask(layer):
     module, x = _build(layer, "masked"), _input(layer)
     dense = module.to_dense()
@@ -133,7 +146,7 @@ def test_masked_weight_gradient_is_the_dense_one_under_the_mask(layer):
 
 @pytest.mark.parametrize("batch", [1, 7])
 @pytest.mark.parametrize("transform", ["abs", "identity"])
-@pytest.mark.parametrize("layer", ["linear", "groups", "same", "circular"])
+@pytest.mark.parametrize("layer", ["linear", "groups", "same", "circular", "1d same"])
 def test_straight_through_gradient(layer, transform, batch):
     module = _build(layer, "scored", transform=transform, weights="uniform")
     x = _input(layer)[:1].repeat(batch, *[1] * (len(LAYERS[layer][2]) - 1))
@@ -348,7 +361,7 @@ def test_attach_refuses_a_foreign_optimizer():
         st.attach(module, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0))
 
 
-@pytest.mark.parametrize("layer", ["linear", "groups"])
+@pytest.mark.parametrize("layer", ["linear", "groups", "1d groups"])
 def test_a_search_never_touches_the_weights(layer):
     module, x = _build(layer, "scored", weights="normal"), _input(layer)
     weight = module.weight.clone()
@@ -424,7 +437,7 @@ def test_dynamic_scale_follows_the_layers_density():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layer", ["linear", "reflect"])
+@pytest.mark.parametrize("layer", ["linear", "reflect", "1d reflect"])
 def test_copies_give_the_same_output(layer, form):
     module, x = _build(layer, form), _input(layer).requires_grad_()
     y = module(x)
@@ -447,7 +460,7 @@ def test_copies_give_the_same_output(layer, form):
 
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layer", ["linear", "reflect"])
+@pytest.mark.parametrize("layer", ["linear", "reflect", "1d reflect"])
 def test_state_dict_round_trip(layer, form, assign):
     kwargs = {"weights": "signed_constant", "scale": "density"}
     module, x = _build(layer, form, **kwargs), _input(layer)
@@ -538,7 +551,7 @@ def test_bad_state_is_refused_and_changes_nothing(form, key, bad, text):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("layer", ["linear", "conv"])
+@pytest.mark.parametrize("layer", ["linear", "conv", "1d"])
 @pytest.mark.parametrize("form", FORMS)
 def test_to_dtype(form, layer, dtype):
     module = _build(layer, form)
@@ -602,7 +615,7 @@ def test_reset_parameters_restores_the_seeds_state():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layer", ["linear", "same"])
+@pytest.mark.parametrize("layer", ["linear", "same", "1d same"])
 def test_compiles_into_one_graph(layer, form):
     module, x = _build(layer, form, **({"codes": True} if form == "ticket" else {})), _input(layer)
     torch._dynamo.reset()
@@ -634,7 +647,7 @@ def test_compiled_search_sees_new_masks_without_recompiling():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("layer", ["linear", "reflect"])
+@pytest.mark.parametrize("layer", ["linear", "reflect", "1d reflect"])
 def test_autocast(layer, form):
     module, x = _build(layer, form), _input(layer)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -739,7 +752,7 @@ def test_scored_linear_gives_its_recipe_while_the_weight_is_the_recipes():
 
 @pytest.mark.parametrize("target", FORMS)
 @pytest.mark.parametrize("source", FORMS)
-@pytest.mark.parametrize("layer", ["linear", "reflect"])
+@pytest.mark.parametrize("layer", ["linear", "reflect", "1d reflect"])
 def test_to_form_keeps_weights_bit_for_bit(layer, source, target):
     module = _build(layer, source, weights="signed_constant", scale="density").eval()
     assert not module.to_dense().training

@@ -36,7 +36,7 @@ def example(module):
 
 
 def dense_like(layer, weight):
-    plain = layer._torch_module().to_empty(device="cpu")
+    plain = layer.to_dense()
     plain.weight = nn.Parameter(weight.detach().clone())
     if plain.bias is not None:
         nn.init.zeros_(plain.bias)

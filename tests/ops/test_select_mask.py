@@ -122,6 +122,45 @@ def test_threads_at_the_largest_sample():
     _same(two, expected)
 
 
+def _free_bytes():
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) << 10
+
+
+def _repeated_rows(row, kept, rows):
+    """Words of a row with and without its tied score, and how many of ``rows`` rows keep that."""
+    above, tied = divmod(kept, rows)  # every score is there `rows` times
+    smallest = row.numel() + 1 - above
+    return *(ops.pack_mask((row >= s).view(1, -1)) for s in (smallest - 1, smallest)), tied
+
+
+def test_one_tensor_of_more_than_2_31_scores():
+    rows, columns = 2**15 + 1, 2**16
+    if _free_bytes() < 12e9:
+        pytest.skip("needs memory: 2^31 scores take 8.6 GB, and as much again is best left free")
+    row = torch.randperm(columns).float().add(1)
+    scores = row.expand(rows, -1).contiguous()
+    for kept in (1000 * rows + 32000, 2**31 + 17):
+        with_tied, without, tied = _repeated_rows(row, kept, rows)
+        (words,), _ = ops.select_mask([scores], [kept])
+        assert (words[:tied] == with_tied).all()
+        assert (words[tied:] == without).all()
+
+
+def test_a_list_of_more_than_2_31_scores():
+    tensors, rows, columns = 17, 2**11, 2**16
+    kept = 1000 * rows * tensors + 10 * rows + 3  # the tie ends in the fourth row of tensor 10
+    row = torch.randperm(columns).float().add(1)
+    with_tied, without, tied = _repeated_rows(row, kept, rows * tensors)
+    scores = row.expand(rows, -1).contiguous()
+    words, _ = ops.select_mask([scores] * tensors, [kept], scope="global")
+    assert all((w == with_tied).all() for w in words[: tied // rows])
+    assert all((w == without).all() for w in words[tied // rows + 1 :])
+    partly = words[tied // rows]
+    assert (partly[: tied % rows] == with_tied).all()
+    assert (partly[tied % rows :] == without).all()
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_within(isa, transform):
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import sparseticket as st
+from sparseticket.densities import layer_densities
 from sparseticket.tickets.engine import live_layers
-from sparseticket.tickets.frozen import layer_densities
 from sparseticket.train import Callback, build_model
 
 CONV6 = [

@@ -21,6 +21,7 @@ from sparseticket.nn import ScoreLayer, SparseModule, Superposed
 from sparseticket.tickets import METHODS
 from sparseticket.tickets.engine import live_layers
 from sparseticket.train import Callback, evaluate
+from sparseticket.train.checks import CONTROLS, check_layers
 from sparseticket.train.loop import Recipe, masks_of
 from sparseticket.train.models import _ResNet
 
@@ -294,6 +295,58 @@ def test_search_from_the_command_line(tmp_path, capsys, name):
     assert f"test accuracy {accuracy} %" in capsys.readouterr().out
     assert main(["info", str(out / "ticket.safetensors")]) == 0
     assert f"method {name}," in capsys.readouterr().out
+    assert main(["check", str(out / "ticket.safetensors"), "--seeds", "1"]) == 0
+    title, _, _, _, ticket, *controls = capsys.readouterr().out.splitlines()
+    assert title.startswith(f"{name}, ") and ticket.split()[:2] == ["ticket", accuracy]
+    assert [line.rpartition(" %")[0].split("  ")[0] for line in controls] == list(CONTROLS)
+
+
+def rebuilt(ticket, name):
+    model, config = net(), config_of(name)
+    if hasattr(config, "adapt"):
+        config.adapt(model)
+    return ticket.apply(model)
+
+
+def ticket_layers(model):
+    return [m for m in model.modules() if isinstance(m, SparseModule | Superposed)]
+
+
+def planes(layer):
+    return layer.masks if isinstance(layer, Superposed) else [layer.mask]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_control_changes_one_thing(finished, name):
+    def build():
+        return rebuilt(finished(name).ticket, name)
+
+    seen = []
+    rows = check_layers(build, lambda model: seen.append(model) or float(len(seen)), seeds=2)
+    assert [row["control"] for row in rows] == ["ticket", *CONTROLS]
+    assert [row["scores"] for row in rows] == [[1], [2, 3], [4, 5], [6, 7]]
+    assert rows[0]["std"] is None and rows[1]["mean"] == 2.5
+    assert rows[1]["std"] == pytest.approx(0.5**0.5)
+    own, *rest = map(ticket_layers, seen)
+    for twins in zip(own, *rest, strict=True):
+        ticket, shuffled, shuffled2, redrawn, redrawn2, inverted, inverted2 = twins
+        assert planes(redrawn) == planes(redrawn2) == planes(ticket)
+        assert len({layer.recipe.seed for layer in (ticket, redrawn, redrawn2)}) == 3
+        assert dataclasses.replace(redrawn.recipe, seed=ticket.recipe.seed) == ticket.recipe
+        moved = [shuffled, shuffled2, inverted, inverted2]
+        together = not (isinstance(ticket, Superposed) and ticket.kind == "tasks")
+        for layer in moved:
+            assert layer.recipe == ticket.recipe
+            assert [m.kept for m in planes(layer)] == [m.kept for m in planes(ticket)]
+            if together:  # the weights' multipliers are the same ones, elsewhere
+                assert layer.mask.kept == ticket.mask.kept
+        n, kept = ticket.mask.numel, ticket.mask.kept
+        for layer in (inverted, inverted2):
+            assert (layer.mask & ticket.mask).kept == max(2 * kept - n, 0)
+        if 50 < kept < n - 50:
+            different = {hash(tuple(planes(layer))) for layer in [ticket, *moved]}
+            half = 2 * kept == n and len(planes(ticket)) == 1  # which has one complement only
+            assert len(different) == (4 if half else 5)
 
 
 def test_methods_lists_them_all(capsys):
@@ -301,6 +354,19 @@ def test_methods_lists_them_all(capsys):
     text = capsys.readouterr().out
     for name, config in METHODS.items():
         assert f"{name}: " in text and f"frozen: {config.freezes}" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_dense_export_has_the_weights_of_the_ticket(finished, name):
+    model = rebuilt(finished(name).ticket, name).eval()
+    dense = st.to_dense(model)
+    for own, plain in zip(model.modules(), dense.modules(), strict=True):
+        if isinstance(own, SparseModule | Superposed):
+            assert type(plain) is own._BASE and torch.equal(plain.weight, own.weight)
+    x = torch.cat([x for x, _ in batches()])
+    torch.testing.assert_close(dense(x), model(x), rtol=1e-5, atol=1e-5)
+    searched = finished(name).model.eval()
+    torch.testing.assert_close(st.to_dense(searched)(x), searched(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -153,6 +153,7 @@ def test_binary_activations():
     assert x.grad.tolist() == pytest.approx([0, 0.5, 1.5, 2, 1.5, 0.5, 0])
     model, _ = converted(st.Biprop(binary_activations=True))
     assert isinstance(model[1], BinaryActivation)
+    assert set(BinaryActivation()(torch.randn(10_000)).tolist()) == {-1.0, 1.0}  # exactly
 
 
 # coats -----------------------------------------------------------------------------------------
