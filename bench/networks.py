@@ -1,10 +1,10 @@
 """``python -m bench.networks``: one training step of every network of the model list.
 
 ``dense``: forward, backward, SGD of the dense net, fused and as ``foreach``; speedups are over the
-faster one. ``ours``: edge-popup with ``PopupSGD``,
-exact top-k of every layer included. ``hidden-networks``: the published way in plain torch, which
-sorts the scores of every layer in every forward pass. ImageNet's networks are timed on 32x32 images
-with 1000 classes: a step of 128 images of 224x224 takes minutes on one core.
+faster one. ``ours``: edge-popup with ``PopupSGD``, exact top-k of every layer included.
+``hidden-networks``: the published way in plain torch, which sorts the scores of every layer in
+every forward pass. ImageNet's networks are timed on 32x32 images with 1000 classes: a step of 128
+images of 224x224 takes minutes on one core. At the end the rows are held against their bars.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import sparseticket as st
+from bench import report
 from bench.cases import _SortedMask
 from bench.run import RESULTS, append, environment
 from bench.timing import interleaved
@@ -109,12 +110,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-rows", action="store_true", help="print only")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    env = environment()
+    env, rows = environment(), []
     for name in args.models:
         steps = network_steps(name, args.batch, args.density)
         timed = interleaved(steps, args.threads, args.budget, args.samples)
         dense = min(timed["dense"].p50, timed["dense foreach"].p50)
-        rows = []
         for contender, q in timed.items():
             times = (round(1e3 * t, 3) for t in (q.p20, q.p50, q.p80))
             speedup = round(dense / q.p50, 3)
@@ -123,8 +123,10 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"{name:14} {contender:16} {rows[-1].p50_ms:10.2f} ms {speedup:6.2f}x", flush=True
             )
-        if not args.no_rows:
-            append(RESULTS / "networks.csv", rows, env)
+        if not args.no_rows:  # network by network, or a failure later would cost them all
+            append(RESULTS / "networks.csv", rows[-len(timed) :], env)
+    times = report.newest(report.of_networks({**asdict(row), **env} for row in rows))
+    print("\n".join(report.judge(times)))
     return 0
 
 
