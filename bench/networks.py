@@ -22,7 +22,7 @@ import sparseticket as st
 from bench import report
 from bench.cases import _SortedMask
 from bench.run import RESULTS, append, environment
-from bench.timing import interleaved
+from bench.timing import interleaved, keep_heap
 from sparseticket.train.models import MODELS, build_model
 
 __all__ = ["NetworkRow", "network_steps"]
@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-rows", action="store_true", help="print only")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    keep_heap()
     env, rows = environment(), []
     for name in args.models:
         steps = network_steps(name, args.batch, args.density)

@@ -224,7 +224,8 @@ def _node(kernel: Callable, backward: Callable, setup_context: Callable, argumen
             return output
 
     Node.backward = staticmethod(backward)
-    return Node.apply
+    # What Function.apply does before this is for transforms, and keys of plain tensors have none.
+    return super(torch.autograd.Function, Node).apply
 
 
 def _plain_keys(device: str) -> int:
