@@ -492,37 +492,44 @@ class SparseModule(nn.Module):
         form = self.options.form
         if form == "scored":
             self._check_fresh()
+            if x.device.type == "cpu" and self._torch_is_faster:
+                return self._on_masked_weight(x)
         elif form == "compressed" and not torch.compiler.is_compiling():
             self._derive(x)
-        arguments = self._arguments(x)
-        if form == "scored" and self._weight_first(arguments[0]):
-            return self._on_masked_weight(*arguments)
-        return self._OPS[form](*arguments)
-
-    def _weight_first(self, x: torch.Tensor) -> bool:
-        """Scored: is W*mask written by one op and used by torch's, forward and backward?"""
-        return x.device.type == "cpu" and self._torch_is_faster
+        return self._OPS[form](*self._arguments(x))
 
     @property
     def _torch_is_faster(self) -> bool:
-        """Whether no kernel of ours beats torch's on W*mask at any batch, on a CPU."""
+        """Scored: whether no kernel of ours beats torch's on W*mask at any batch, on a CPU."""
         return False
 
-    def _on_masked_weight(
-        self, x, weight, scores, words, bias, transform, seed, layer, sigma, *rest
-    ) -> torch.Tensor:
-        *geometry, raw = rest
-        if weight is None:
-            weight = self._seen("weight").to(x.dtype)
-        masked = ops.popup_weight(weight, scores, words, transform, raw)
+    def _on_masked_weight(self, x: torch.Tensor) -> torch.Tensor:
+        """One op writes W*mask, torch's use it, forward and backward."""
+        weight, bias = self._seen("weight"), self._held("bias")
+        x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        elif x.dtype != weight.dtype:
+            raise self._wrong_dtype(x)
+        words, raw = self._buffers["mask_words"], self._gives_raw_grad()
+        masked = ops.popup_weight(weight, self._seen("scores"), words, self.options.transform, raw)
         return self._torch_call(x, masked, bias, *geometry)
+
+    def _torch_call(self, x: torch.Tensor, weight: torch.Tensor, bias, *geometry) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _wrong_dtype(self, x: torch.Tensor) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
+        )
 
     def _arguments(self, x: torch.Tensor) -> tuple:
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
-        form, held = self.options.form, None
+        form, weight = self.options.form, None
         if form != "ticket":
-            held = self._seen("values" if form == "compressed" else "weight")
-        weight = held
+            weight = self._seen("values" if form == "compressed" else "weight")
         buffers = self._buffers  # attribute access would cost a microsecond each
         bias, words, shadow = self._held("bias"), buffers["mask_words"], None
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
@@ -536,10 +543,8 @@ class SparseModule(nn.Module):
                 shadow = self._shadow_in(dtype)
             weight = weight.to(dtype) if weight is not None and shadow is None else weight
             bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != (self._anchor if held is None else held).dtype:
-            raise TypeError(
-                f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
-            )
+        elif x.dtype != (self._anchor if weight is None else weight).dtype:
+            raise self._wrong_dtype(x)
         elif "shadow" in buffers:
             shadow = self._shadow_in(x.dtype)
         if form == "masked":
@@ -604,11 +609,10 @@ class SparseModule(nn.Module):
 
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
-        _, _, name = self._OPS[self.form].name().partition("::")
-        arguments = self._arguments(x)
-        if self.form == "scored" and self._weight_first(arguments[0]):
+        if self.form == "scored" and x.device.type == "cpu" and self._torch_is_faster:
             return ops.Choice("popup_weight", "materialised", "torch's product on W*mask")
-        return ops.explain_op(name.partition(".")[0], *arguments)
+        _, _, name = self._OPS[self.form].name().partition("::")
+        return ops.explain_op(name.partition(".")[0], *self._arguments(x))
 
     def example(self, batch: int) -> torch.Tensor:
         """Uninitialised input of ``batch`` samples, the smallest this module takes."""
