@@ -49,6 +49,7 @@ class _Popup(Optimizer):
         super().__init__(groups_of(roots, [m.scores for m in self._modules]), defaults)
         self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
         self._hints: dict[tuple, torch.Tensor] = {}
+        self._grouped: tuple[list, list[Selection]] = [], []
         self._raw = [m for m in self._modules if _takes_signs(m)]
         token = object()
         for m in self._raw:
@@ -58,8 +59,15 @@ class _Popup(Optimizer):
     def _step_ours(self, scores: dict[str, Any]) -> None:
         """After it all masks are those of the scores. ValueError for NaN scores, on CPU: they have
         been updated, and a forward pass raises."""
-        for selection in selections(self._modules):
+        for selection in self._selections():
             self._select_step(scores, selection)
+
+    def _selections(self) -> list[Selection]:
+        """Grouped anew where options or devices have changed."""
+        key = [(m.options, m._held("scores").device) for m in self._modules]
+        if key != self._grouped[0]:
+            self._grouped = key, selections(self._modules)
+        return self._grouped[1]
 
     def _select_step(self, group: dict[str, Any], selection: Selection) -> None:
         """Scores without a gradient stay as they are, as in torch, but take part in selection."""
