@@ -89,7 +89,9 @@ class SparseLinear(SparseModule, nn.Linear):
 
     @property
     def _torch_is_faster(self) -> bool:
-        return self._takes_seed and self._held("weight").numel() < LOOKUP_WEIGHTS
+        # Evaluated, the layer computes what its ticket does, bit for bit.
+        small = self._held("weight").numel() < LOOKUP_WEIGHTS
+        return self.training and small and self._takes_seed
 
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)
