@@ -1,7 +1,8 @@
 """``python -m bench.report``: every bar beside what the newest rows say, met or missed, and why.
 
-``bars.csv``: one bar a line. ``bar``: at least so many times faster than the fastest contender that
-``over`` names (a pattern), or than itself with ``1 thread``, or than its own ``avx512`` row.
+``bars.csv``: one bar a line, for ops and, as op ``network``, for the rows of bench/networks.py.
+``bar``: at least so many times faster than the fastest contender that ``over`` names (a pattern),
+or than itself with ``1 thread``, or than its own ``avx512`` row.
 ``notes.csv``: what the profile and the variants tried say of a missed one. Cases are patterns of
 fnmatch. Medians; one thread and AVX-512 unless the bar says otherwise.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-__all__ = ["barred", "judge", "newest", "read"]
+__all__ = ["barred", "judge", "network_case", "newest", "of_networks", "read"]
 
 HERE = Path(__file__).resolve().parent
 
@@ -36,6 +37,17 @@ def newest(rows: Iterable[dict]) -> Times:
         (r["op"], r["case"], r["contender"], int(r["threads"]), r["isa"]): float(r["p50_ms"])
         for r in rows
     }
+
+
+def network_case(model: str, batch: int | str, density: float | str) -> str:
+    """The case of a network's rows."""
+    return f"{model} batch {batch} keep {density}"
+
+
+def of_networks(rows: Iterable[dict]) -> Iterable[dict]:
+    """Rows of networks.csv as the op ``network``."""
+    for r in rows:
+        yield {**r, "op": "network", "case": network_case(r["model"], r["batch"], r["density"])}
 
 
 def barred(op: str, case: str) -> bool:
@@ -83,7 +95,9 @@ def _line(bar, case, threads, isa, ratio) -> str:
 
 
 def main() -> int:
-    print("\n".join(judge(newest(read(HERE / "results" / "cpu.csv")))))
+    results = HERE / "results"
+    networks = of_networks(read(results / "networks.csv"))
+    print("\n".join(judge(newest([*read(results / "cpu.csv"), *networks]))))
     return 0
 
 

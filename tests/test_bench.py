@@ -13,6 +13,7 @@ from bench.cases import CASES
 from bench.run import Row as BenchRow
 from bench.run import append, kernels_of
 from bench.timing import interleaved
+from sparseticket.train.models import MODELS
 
 
 def row(contender, p50_ms, threads=1, isa="avx512", case="c"):
@@ -47,6 +48,13 @@ def test_a_bar_names_what_it_is_over(monkeypatch, changed, ratio):
     assert ratio in line and line.startswith("met")
 
 
+def test_networks_are_held_to_bars_too(monkeypatch):
+    place = {"model": "mlp", "batch": 128, "density": 0.5}
+    rows = [{**place, **row("dense", 8)}, {**place, **row("ours", 4)}]
+    line = judged(monkeypatch, report.of_networks(rows), bar(3, op="network", case="mlp batch *"))
+    assert line[0].startswith("MISSED network") and "2.00x dense" in line[0]
+
+
 def test_only_a_missed_bar_prints_its_note(monkeypatch):
     rows, note = [row("ours", 4), row("dense", 8)], {"op": "o", "case": "c", "note": "why not"}
     met, missed = judged(monkeypatch, rows, bar(2), bar(2.1), notes=[note])
@@ -57,7 +65,9 @@ def test_only_a_missed_bar_prints_its_note(monkeypatch):
 @pytest.mark.parametrize("kind", ["BARS", "NOTES"])
 def test_every_bar_and_note_stands_for_a_case(kind):
     for line in getattr(report, kind):
-        names = [case.name for case in CASES[line["op"]]]
+        names = [case.name for case in CASES.get(line["op"], [])]
+        if line["op"] == "network":
+            names = [report.network_case(model, 128, 0.5) for model in MODELS]
         assert any(fnmatchcase(name, line["case"]) for name in names), line
 
 

@@ -157,6 +157,27 @@ def test_modes_and_transforms_see_the_op(name):
     torch.testing.assert_close(constant, expected.sum().expand_as(x))
 
 
+@pytest.mark.parametrize("name", [*DIFFERENTIABLE, "popup_weight"])
+def test_the_short_way_has_the_registered_gradients(name):
+    """And second ones, for every argument that has any."""
+    op, args = getattr(ops, name), CALLS[name]
+    at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.is_floating_point()]
+
+    def gradients():
+        leaves = [args[i].clone().requires_grad_() for i in at]
+        given = [leaves[at.index(i)] if i in at else a for i, a in enumerate(args)]
+        y = op(*given)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        again = sum(g.sum() for g in first)
+        return [y, *first, *torch.autograd.grad(again, leaves, allow_unused=True)]
+
+    short = gradients()
+    with _Seen():  # under a mode the dispatcher goes its whole way
+        whole = gradients()
+    for ours, theirs in zip(short, whole, strict=True):
+        assert (ours is None) == (theirs is None) and (ours is None or torch.equal(ours, theirs))
+
+
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_forward_mode_is_refused(name):
     """torch would give tangents of 0."""

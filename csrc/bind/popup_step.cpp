@@ -6,8 +6,8 @@ namespace {
 
 using Capsules = std::vector<py::object>;
 
-// kept: one count per group, or none to update only.
-void popup_step(const Capsules& scores, const std::vector<LayoutTuple>& layouts,
+// kept: one count per group, or none to update only. Returns whether a score is NaN.
+bool popup_step(const Capsules& scores, const std::vector<LayoutTuple>& layouts,
                 const Capsules& grads, const Capsules& momenta, const Capsules& variances,
                 const Capsules& words, const Capsules& signs, const std::vector<float>& sigmas,
                 bool adam, bool nesterov, const std::vector<float>& rule,
@@ -35,6 +35,7 @@ void popup_step(const Capsules& scores, const std::vector<LayoutTuple>& layouts,
   const Tensor out(state, "state");
   uint32_t* const results = out.sized(static_cast<int64_t>(2 * groups.size())).words();
   py::gil_scoped_release release;
+  bool nan = false;
   for (size_t g = 0; g < groups.size(); ++g) {
     const ScoreGroup& group = groups[g];
     const Selection selection = kernels().popup_step(
@@ -43,7 +44,9 @@ void popup_step(const Capsules& scores, const std::vector<LayoutTuple>& layouts,
         results[2 * g], select_scratch(list, group), group.threads);
     results[2 * g] = selection.threshold;
     results[2 * g + 1] = selection.nan;
+    nan |= selection.nan;
   }
+  return nan;
 }
 
 }  // namespace

@@ -112,7 +112,7 @@ def selections(modules: Iterable[SparseModule]) -> list[Selection]:
     groups = defaultdict(list)
     for m in modules:
         o = m.options
-        apart = m.scores.device if o.scope == "layer" else o.density
+        apart = m._held("scores").device if o.scope == "layer" else o.density
         groups[o.scope, o.transform, o.min_keep_per_layer, apart].append(m)
     rules = [key[1:] for key in groups if key[0] == "global"]
     if len(rules) > 1:
@@ -124,7 +124,7 @@ def selections(modules: Iterable[SparseModule]) -> list[Selection]:
 
 
 def _kept(group: list[SparseModule]) -> list[int]:
-    options, sizes = group[0].options, [m.scores.numel() for m in group]
+    options, sizes = group[0].options, [m._held("scores").numel() for m in group]
     if options.scope == "global":
         return [kept_count(options.density, sum(sizes))]
     return [kept_count(m.options.density, n) for m, n in zip(group, sizes, strict=True)]
@@ -492,15 +492,44 @@ class SparseModule(nn.Module):
         form = self.options.form
         if form == "scored":
             self._check_fresh()
+            if x.device.type == "cpu" and self._torch_is_faster:
+                return self._on_masked_weight(x)
         elif form == "compressed" and not torch.compiler.is_compiling():
             self._derive(x)
         return self._OPS[form](*self._arguments(x))
+
+    @property
+    def _torch_is_faster(self) -> bool:
+        """Scored: whether no kernel of ours beats torch's on W*mask at any batch, on a CPU."""
+        return False
+
+    def _on_masked_weight(self, x: torch.Tensor) -> torch.Tensor:
+        """One op writes W*mask, torch's use it, forward and backward."""
+        weight, bias = self._seen("weight"), self._held("bias")
+        x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        elif x.dtype != weight.dtype:
+            raise self._wrong_dtype(x)
+        words, raw = self._buffers["mask_words"], self._gives_raw_grad()
+        masked = ops.popup_weight(weight, self._seen("scores"), words, self.options.transform, raw)
+        return self._torch_call(x, masked, bias, *geometry)
+
+    def _torch_call(self, x: torch.Tensor, weight: torch.Tensor, bias, *geometry) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _wrong_dtype(self, x: torch.Tensor) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
+        )
 
     def _arguments(self, x: torch.Tensor) -> tuple:
         """What this form's op is called with: ``x`` padded, floats cast under autocast."""
         form, weight = self.options.form, None
         if form != "ticket":
-            weight = self._held("values" if form == "compressed" else "weight")
+            weight = self._seen("values" if form == "compressed" else "weight")
         buffers = self._buffers  # attribute access would cost a microsecond each
         bias, words, shadow = self._held("bias"), buffers["mask_words"], None
         x, geometry = self._geometry(x)  # before the cast: autocast pads in float32
@@ -515,9 +544,7 @@ class SparseModule(nn.Module):
             weight = weight.to(dtype) if weight is not None and shadow is None else weight
             bias = None if bias is None else bias.to(dtype)
         elif x.dtype != (self._anchor if weight is None else weight).dtype:
-            raise TypeError(
-                f"{type(self).__name__}: x: got {x.dtype}, need {self.dtype}, that of the weights"
-            )
+            raise self._wrong_dtype(x)
         elif "shadow" in buffers:
             shadow = self._shadow_in(x.dtype)
         if form == "masked":
@@ -530,8 +557,8 @@ class SparseModule(nn.Module):
             if weight is None:
                 seed, layer, _, sigma = self.recipe.arguments()
             recipe = (self.options.transform, seed, layer, sigma)
-            scores = self._held("scores")
-            return (x, weight, scores, words, bias, *recipe, *geometry, self._gives_raw_grad())
+            scores, raw = self._seen("scores"), self._gives_raw_grad()
+            return x, weight, scores, words, bias, *recipe, *geometry, raw
         if form == "compressed":
             shape = (self._call_shape,) if geometry else ()
             derived = buffers["pattern"], buffers["pattern_t"]
@@ -547,6 +574,10 @@ class SparseModule(nn.Module):
         """A parameter, or what hooks, parametrizations and replicas put in its place."""
         held = self._parameters
         return held[name] if name in held else getattr(self, name)
+
+    def _seen(self, name: str) -> Any:
+        """What is held, as the op takes it."""
+        return self._held(name)
 
     def _ticket_arguments(self, geometry: tuple) -> tuple:
         """What the ticket op takes after the recipe."""
@@ -578,6 +609,8 @@ class SparseModule(nn.Module):
 
     def explain(self, x: torch.Tensor) -> ops.Choice:
         """Which kernel would run ``forward(x)``, and why."""
+        if self.form == "scored" and x.device.type == "cpu" and self._torch_is_faster:
+            return ops.Choice("popup_weight", "materialised", "torch's product on W*mask")
         _, _, name = self._OPS[self.form].name().partition("::")
         return ops.explain_op(name.partition(".")[0], *self._arguments(x))
 
@@ -706,19 +739,20 @@ class SparseModule(nn.Module):
                 self._draw_weight()
 
     def _is_fresh(self) -> bool:
-        if self.form != "scored" or self.scores.is_inference():
+        if self.options.form != "scored":
             return True
-        return self._selected_at == self.scores._version
+        scores = self._held("scores")
+        return scores.is_inference() or self._selected_at == scores._version
 
     def _set_fresh(self, fresh: bool) -> None:
-        if self.form == "scored":
-            self._selected_at = _version(self.scores) if fresh else None
+        if self.options.form == "scored":  # setting an attribute of a module is slow
+            vars(self)["_selected_at"] = _version(self._held("scores")) if fresh else None
 
     def _is_drawn(self) -> bool:
         """Is the frozen weight still, bit for bit, what the recipe gives?"""
         if torch.compiler.is_compiling():
             return self._drawn_at is not None
-        return self._drawn_at is not None and self._drawn_at == _version(self.weight)
+        return self._drawn_at is not None and self._drawn_at == _version(self._held("weight"))
 
     def _set_drawn(self, drawn: bool) -> None:
         if self.form == "scored":

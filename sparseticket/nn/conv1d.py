@@ -83,8 +83,8 @@ class SparseConv1d(SparseConv, nn.Conv1d):
         out, channels, taps = self.weight_shape
         return (out, channels, 1, taps)
 
-    def _held(self, name: str) -> Any:
-        held = super()._held(name)
+    def _seen(self, name: str) -> Any:
+        held = self._held(name)
         return held.unsqueeze(2) if name in ("weight", "scores") else held
 
     def _shadow_in(self, dtype: torch.dtype) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseticket import ops
+from sparseticket.ops.masked_conv2d import FUSED_DENSITY, check_conv, dense_conv
 
 from ._sparse import SparseModule
 
@@ -105,6 +106,15 @@ class SparseConv(SparseModule):
 
     def _ticket_arguments(self, geometry: tuple) -> tuple:
         return self._call_shape, *geometry, self.codes
+
+    def _torch_call(self, x, weight, bias, *geometry) -> torch.Tensor:
+        check_conv("popup_conv2d", x, weight.shape, self._buffers["mask_words"], bias, *geometry)
+        return dense_conv(x, weight, bias, *geometry)
+
+    @property
+    def _torch_is_faster(self) -> bool:
+        layerwise = self.options.scope == "layer"  # or the layer's own density is not known
+        return layerwise and self.options.density > FUSED_DENSITY
 
     def _sample_shape(self) -> tuple[int, ...]:
         extent = (d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))

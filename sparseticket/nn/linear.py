@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sparseticket import ops
@@ -13,6 +14,9 @@ from sparseticket import ops
 from ._sparse import SparseModule
 
 __all__ = ["SparseLinear"]
+
+# Scored, signed-constant weights below which looking sums up gains less than its calls cost.
+LOOKUP_WEIGHTS = 2**15
 
 
 class SparseLinear(SparseModule, nn.Linear):
@@ -79,7 +83,15 @@ class SparseLinear(SparseModule, nn.Linear):
     def _takes_seed(self) -> bool:
         # With "dynamic", every selection would give a compiled graph another constant.
         constant = self.recipe.dist == "signed_constant" and self.options.scale != "dynamic"
-        return constant and self.weight.dtype == torch.float32
+        return constant and self._held("weight").dtype == torch.float32
+
+    _torch_call = staticmethod(F.linear)
+
+    @property
+    def _torch_is_faster(self) -> bool:
+        # Evaluated, the layer computes what its ticket does, bit for bit.
+        small = self._held("weight").numel() < LOOKUP_WEIGHTS
+        return self.training and small and self._takes_seed
 
     def _sample_shape(self) -> tuple[int]:
         return (self.in_features,)

@@ -138,11 +138,13 @@ def define(
     torch.library.register_fake(f"sparseticket::{name}", meta, lib=LIB)
     op = getattr(torch.ops.sparseticket, name).default
     if backward is not None:
+        arguments = op._schema.arguments
+        backward = _with_all_needs(backward, len(arguments))
         torch.library.register_autograd(
             f"sparseticket::{name}",
-            _with_all_needs(backward, len(op._schema.arguments)),
+            backward,
             setup_context=setup_context,
-            lib=_WithShortcut(kernels),
+            lib=_WithShortcut(kernels, backward, setup_context, arguments),
         )
     if choose is not None:
         _CHOOSERS[name] = choose
@@ -180,11 +182,17 @@ def _with_all_needs(backward: Callable, count: int) -> Callable:
 
 
 class _WithShortcut:
-    """``LIB``, to which ``register_autograd`` gives a kernel that spends microseconds on finding
-    the next one: without gradients, plain tensors of one device go straight to theirs."""
+    """``LIB``, to which ``register_autograd`` gives a kernel that spends tens of microseconds on
+    finding the next one: plain tensors of one device go straight to theirs, as one autograd node
+    with the registered backward where a gradient is wanted."""
 
-    def __init__(self, kernels: dict[str, Callable]) -> None:
-        self.kernels = {_plain_keys(device): kernel for device, kernel in kernels.items()}
+    def __init__(
+        self, kernels: dict[str, Callable], backward: Callable, setup_context: Callable, arguments
+    ) -> None:
+        self.kernels = {
+            _plain_keys(device): (kernel, _node(kernel, backward, setup_context, arguments))
+            for device, kernel in kernels.items()
+        }
 
     def impl(self, name: str, autograd: Callable, key: str, *, with_keyset: bool) -> None:
         grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad
@@ -192,12 +200,32 @@ class _WithShortcut:
 
         def run(keyset, *args, **kwargs):
             # Modes, transforms and subclasses of tensors add keys of their own.
-            kernel = find(keyset.raw_repr())
-            if kernel is None or (grad_enabled() and any_requires_grad(*args)):
+            found = find(keyset.raw_repr())
+            if found is None or kwargs:
                 return autograd(keyset, *args, **kwargs)
-            return kernel(*args, **kwargs)
+            kernel, node = found
+            if grad_enabled() and any_requires_grad(*args):
+                return node(*args)
+            return kernel(*args)
 
         LIB.impl(name, run, key, with_keyset=with_keyset)
+
+
+def _node(kernel: Callable, backward: Callable, setup_context: Callable, arguments) -> Callable:
+    """``kernel`` and its registered backward as one autograd node."""
+    defaults = tuple(a.default_value if a.has_default_value() else None for a in arguments)
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            output = kernel(*args)
+            # The dispatcher drops trailing arguments that equal their defaults.
+            setup_context(ctx, (*args, *defaults[len(args) :]), output)
+            return output
+
+    Node.backward = staticmethod(backward)
+    # What Function.apply does before this is for transforms, and keys of plain tensors have none.
+    return super(torch.autograd.Function, Node).apply
 
 
 def _plain_keys(device: str) -> int:

@@ -7,11 +7,17 @@ from sparseticket.reference import apply_mask as _reference
 
 from ._dispatch import C, cap, check_words, define, nthreads
 
-__all__ = ["apply_mask"]
+__all__ = ["apply_mask", "apply_mask_cpu"]
 
 
 def _cpu(dense, words, dtype=None):
     _meta(dense, words, dtype)
+    out = apply_mask_cpu(dense, words)
+    return out if dtype is None else out.to(dtype)
+
+
+def apply_mask_cpu(dense, words):
+    """The op's body for checked shapes."""
     if dense.element_size() not in (2, 4, 8):
         raise TypeError(f"apply_mask: dense: got {dense.dtype}, need 2-, 4- or 8-byte elements")
     channels, taps = channels_and_taps(dense.shape)
@@ -29,7 +35,7 @@ def _cpu(dense, words, dtype=None):
         taps,
         nthreads(),
     )
-    return out if dtype is None else out.to(dtype)
+    return out
 
 
 def _cuda(dense, words, dtype=None):

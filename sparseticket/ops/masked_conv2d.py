@@ -13,6 +13,7 @@ from .mask_ops import mask_ops
 from .masked_linear import check_shadow, dense_choice
 
 __all__ = [
+    "FUSED_DENSITY",
     "check_conv",
     "conv_backward",
     "conv_channels_last",

@@ -15,7 +15,7 @@ from .masked_linear import (
 )
 from .popup_linear_ds import popup_linear_ds
 from .regenerate import check_recipe, regenerate
-from .ticket_linear import cuda_choice, ticket_choice, ticket_linear
+from .ticket_linear import cuda_choice, ticket_choice, ticket_linear, ticket_linear_cpu
 
 __all__ = ["frozen_weight", "popup_linear", "score_grads"]
 
@@ -92,7 +92,8 @@ def _choose(x, weight, scores, words, *rest) -> Choice:
 def _cpu(x, weight, scores, words, bias, transform, seed, layer, sigma, raw_grad=False):
     _check(x, weight, scores, words, bias, transform, seed)
     if weight is None:
-        return ticket_linear(x, words, bias, seed, layer, "signed_constant", sigma)
+        recipe = seed, layer, "signed_constant", sigma
+        return ticket_linear_cpu(x, words, bias, *scores.shape, *recipe)
     return masked_linear_cpu(x, weight, words, bias)
 
 

@@ -42,13 +42,12 @@ def _cpu(
     min_keep=0,
 ):
     check_static("popup_step", scores, kept, scope, transform, min_keep)
-    _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope)
+    pairs = _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope)
     check_selection("popup_step", scores, kept, None, scope, min_keep)
     floor = scope == "global" and min_keep > 0
-    rows = [memory_order(s) for s in scores]
-    C.popup_step(
-        caps(flat for flat, _ in rows),
-        [layout for _, layout in rows],
+    nan = C.popup_step(
+        caps(flat for flat, _ in pairs),
+        [layout for _, layout in pairs],
         caps(flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)),
         caps(_flat("momenta", m, s) for m, s in zip(momenta, scores, strict=bool(momenta))),
         caps(_flat("variances", v, s) for v, s in zip(variances, scores, strict=bool(variances))),
@@ -67,7 +66,8 @@ def _cpu(
     if floor:
         state.copy_(global_with_floor(scores, words, kept[0], None, transform, min_keep))
     torch.autograd.graph.increment_version([*scores, *momenta, *variances, *words, state])
-    raise_for_nan("popup_step", scores, state)
+    if nan or floor:
+        raise_for_nan("popup_step", scores, state)
 
 
 def _cuda(
@@ -138,10 +138,11 @@ def update_rule(adam, lr, beta1, beta2, eps, weight_decay, step):
 
 
 def flat_like(tensor, scores):
-    """``tensor`` flat in the memory order of ``scores``, a copy only where its own is another."""
-    if tensor.stride() != scores.stride() or not memory_order(tensor, copies=False):
+    """``tensor`` flat in the memory order of the dense ``scores``, a copy only where its own is
+    another."""
+    if tensor.stride() != scores.stride():
         tensor = torch.empty_like(scores, dtype=tensor.dtype).copy_(tensor)
-    return memory_order(tensor)[0]
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _flat(name, tensor, scores):
@@ -155,10 +156,12 @@ def _flat(name, tensor, scores):
             f"popup_step: {name}: got strides {tensor.stride()}, need {scores.stride()}, those of "
             "the scores"
         )
-    return memory_order(tensor)[0]
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope):
+    """The scores in memory order, see there; raises for what the op cannot take."""
+    pairs = []
     lists = {"grads": grads, "words": words, "signs": signs, "sigmas": sigmas}
     lists |= {k: v for k, v in (("momenta", momenta), ("variances", variances)) if v}
     for name, given in lists.items():
@@ -171,7 +174,8 @@ def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope
     for s, g, w, sign in zip(scores, grads, words, signs, strict=True):
         if s.dtype != torch.float32:
             raise TypeError(f"popup_step: scores: got {s.dtype}, need float32, updated in place")
-        if not memory_order(s, copies=False):
+        pairs.append(memory_order(s, copies=False))
+        if pairs[-1] is None:
             raise ValueError(
                 f"popup_step: scores: got strides {s.stride()} for shape {tuple(s.shape)}; they "
                 "are updated in place and need to be contiguous or channels-last"
@@ -180,16 +184,18 @@ def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope
             raise ValueError(
                 f"popup_step: grads: got shape {tuple(g.shape)}, need {tuple(s.shape)}"
             )
-        check_words("popup_step", w, *canonical_shape(s.shape))
+        matrix = canonical_shape(s.shape)
+        check_words("popup_step", w, *matrix)
         if not w.is_contiguous():
             raise ValueError("popup_step: words: need contiguous tensors, written in place")
         if sign is not None:
-            check_words("popup_step", sign, *canonical_shape(s.shape), name="signs")
+            check_words("popup_step", sign, *matrix, name="signs")
     groups = len(scores) if scope == "layer" else 1
     if state.dtype != torch.int32 or tuple(state.shape) != (groups, 2):
         raise ValueError(
             f"popup_step: state: got {state.dtype} {tuple(state.shape)}, need int32 ({groups}, 2)"
         )
+    return pairs
 
 
 def _check_device(

@@ -4,7 +4,7 @@ from sparseticket.formats import canonical_shape
 from sparseticket.reference import popup_weight as _reference
 
 from ._dispatch import Choice, check_words, define
-from .apply_mask import apply_mask
+from .apply_mask import apply_mask, apply_mask_cpu
 from .popup_linear import check_frozen, score_grad
 
 __all__ = ["popup_weight"]
@@ -15,12 +15,12 @@ def _check(weight, scores, words, transform, raw_grad=False):
     check_words("popup_weight", words, *canonical_shape(weight.shape))
 
 
-def _run(weight, scores, words, transform, raw_grad=False):
+def _cpu(weight, scores, words, transform, raw_grad=False):
     _check(weight, scores, words, transform)
-    return apply_mask(weight, words)
+    return apply_mask_cpu(weight, words)
 
 
-def _meta(weight, scores, words, transform, raw_grad=False):
+def _composed(weight, scores, words, transform, raw_grad=False):
     _check(weight, scores, words, transform)
     return apply_mask(weight, words)
 
@@ -47,12 +47,12 @@ def _choose(*args) -> Choice:
 popup_weight = define(
     "popup_weight(Tensor weight, Tensor scores, Tensor words, str transform,"
     " bool raw_grad=False) -> Tensor",
-    cpu=_run,
+    cpu=_cpu,
     reference=_reference.popup_weight,
-    meta=_meta,
+    meta=_composed,
     backward=_backward,
     setup_context=_setup,
     choose=_choose,
-    cuda=_run,
+    cuda=_composed,
     choose_cuda=_choose,
 )

@@ -7,7 +7,7 @@ from sparseticket.reference import ticket_codes as _reference
 
 from ._dispatch import C, cap, check_words, define, nthreads
 
-__all__ = ["check_codes", "planes_of", "ticket_codes"]
+__all__ = ["check_codes", "planes_of", "ticket_codes", "ticket_codes_cpu"]
 
 codes_shape = _reference.codes_shape
 
@@ -38,8 +38,15 @@ def _rows(words, k, seed, signs):
 
 
 def _cpu(words, k, seed, layer, signs=None, transposed=False):
-    rows = _rows(words, k, seed, signs)
-    codes = _meta(words, k, seed, layer, signs, transposed)
+    _rows(words, k, seed, signs)
+    return ticket_codes_cpu(words, k, seed, layer, signs, transposed)
+
+
+def ticket_codes_cpu(words, k, seed, layer, signs, transposed):
+    """The op's body for checked arguments."""
+    plane = signs if words is None else words
+    rows = plane.shape[0]
+    codes = plane.new_empty(codes_shape(k, rows) if transposed else codes_shape(rows, k))
     key, high = prng.stream_key(seed, layer, "sign")
     C.ticket_codes(*planes_of(words, signs), cap(codes), rows, k, transposed, key, high, nthreads())
     return codes

@@ -12,9 +12,16 @@ from sparseticket.reference import ticket_linear as _reference
 from ._dispatch import C, Choice, cap, check_words, define, nthreads
 from .masked_linear import check_linear, fused_linear, grad_bias
 from .regenerate import check_recipe, regenerate
-from .ticket_codes import check_codes, planes_of, ticket_codes
+from .ticket_codes import check_codes, planes_of, ticket_codes_cpu
 
-__all__ = ["as_stored", "cuda_choice", "ticket_choice", "ticket_linear", "ticket_linear_cuda"]
+__all__ = [
+    "as_stored",
+    "cuda_choice",
+    "ticket_choice",
+    "ticket_linear",
+    "ticket_linear_cpu",
+    "ticket_linear_cuda",
+]
 
 # The static table, from rows of bench/results: looking up beats W*mask and a dense product
 LOOKUP_ROWS = {torch.float32: 2**62, torch.bfloat16: 128}  # up to so many batch rows,
@@ -128,19 +135,27 @@ def _cpu(
     columns=None,
 ):
     rows, k = _shape(x, words, bias, seed, dist, signs, codes, codes_t, columns)
-    choice = _choose(x, words, bias, seed, layer, dist, sigma, signs, codes, codes_t, columns)
+    used = codes if columns is None else codes_t
+    recipe = seed, layer, dist, sigma
+    return ticket_linear_cpu(x, words, bias, rows, k, *recipe, signs, used, columns is not None)
+
+
+def ticket_linear_cpu(
+    x, words, bias, rows, k, seed, layer, dist, sigma, signs=None, codes=None, transposed=False
+):
+    """The op's body for checked arguments; ``codes``: those of this orientation."""
+    outputs = k if transposed else rows
+    choice = ticket_choice("ticket_linear", x, outputs, dist, words, signs, codes, transposed)
     if choice.kernel == "materialised":
         weight = _weight(x, words, rows, k, seed, layer, dist, sigma)
-        return F.linear(x, weight if columns is None else weight.t(), bias)
-    outputs = rows if columns is None else k
+        return F.linear(x, weight.t() if transposed else weight, bias)
     if not choice.kernel.startswith(("lookup gemv ternary", "four-Russians")):
         return _from_planes(x, words, signs, bias, outputs, seed, layer, sigma)
-    used = codes if columns is None else codes_t
-    if used is None:
-        used = ticket_codes(words, k, seed, layer, signs, columns is not None)
-    used = used.contiguous()
+    if codes is None:
+        codes = ticket_codes_cpu(words, k, seed, layer, signs, transposed)
+    codes = cap(codes.contiguous())
     return fused_linear(
-        lambda x, b, y: C.lookup_linear(x, cap(used), b, y, sigma, nthreads()), x, outputs, bias
+        lambda x, b, y: C.lookup_linear(x, codes, b, y, sigma, nthreads()), x, outputs, bias
     )
 
 

@@ -49,6 +49,7 @@ class _Popup(Optimizer):
         super().__init__(groups_of(roots, [m.scores for m in self._modules]), defaults)
         self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
         self._hints: dict[tuple, torch.Tensor] = {}
+        self._grouped: tuple[list, list[Selection]] = [], []
         self._raw = [m for m in self._modules if _takes_signs(m)]
         token = object()
         for m in self._raw:
@@ -58,15 +59,23 @@ class _Popup(Optimizer):
     def _step_ours(self, scores: dict[str, Any]) -> None:
         """After it all masks are those of the scores. ValueError for NaN scores, on CPU: they have
         been updated, and a forward pass raises."""
-        for selection in selections(self._modules):
+        for selection in self._selections():
             self._select_step(scores, selection)
+
+    def _selections(self) -> list[Selection]:
+        """Grouped anew where options or devices have changed."""
+        key = [(m.options, m._held("scores").device) for m in self._modules]
+        if key != self._grouped[0]:
+            self._grouped = key, selections(self._modules)
+        return self._grouped[1]
 
     def _select_step(self, group: dict[str, Any], selection: Selection) -> None:
         """Scores without a gradient stay as they are, as in torch, but take part in selection."""
         parts = defaultdict(list)  # by the number of steps they have made
         for i, m in enumerate(selection.modules):
-            if m.scores.grad is not None:
-                parts[self._prepare(group, m.scores)].append(i)
+            held = m._held("scores")
+            if held.grad is not None:
+                parts[self._prepare(group, held)].append(i)
         whole = len(parts) == 1 and len(*parts.values()) == len(selection.modules)
         layerwise = selection.scope == "layer"
         for step, chosen in parts.items():
@@ -81,12 +90,13 @@ class _Popup(Optimizer):
             reselect(selection.modules)
 
     def _popup_step(self, group, selection, modules, kept, scope, step) -> None:
+        scores = [m._held("scores") for m in modules]
         ops.popup_step(
-            [m.scores for m in modules],
-            [m.scores.grad for m in modules],
-            *self._moments(group, [m.scores for m in modules]),
-            [m.mask_words for m in modules],
-            self._hint(scope, modules),
+            scores,
+            [s.grad for s in scores],
+            *self._moments(group, scores),
+            [m._buffers["mask_words"] for m in modules],
+            self._hint(scope, modules, scores[0].device),
             kept,
             [self._sign_words(m) for m in modules],
             [m.recipe.sigma for m in modules],
@@ -98,14 +108,13 @@ class _Popup(Optimizer):
         for m in modules:
             m._selection_taken()
 
-    def _hint(self, scope: str, modules: list[SparseModule]) -> torch.Tensor:
+    def _hint(self, scope: str, modules: list[SparseModule], device: torch.device) -> torch.Tensor:
         """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
         them."""
         rows = 1 if scope == "global" else len(modules)
         key = (scope, *map(id, modules))
-        if key not in self._hints or self._hints[key].device != modules[0].scores.device:
-            zeros = torch.zeros(rows, 2, dtype=torch.int32, device=modules[0].scores.device)
-            self._hints[key] = zeros
+        if key not in self._hints or self._hints[key].device != device:
+            self._hints[key] = torch.zeros(rows, 2, dtype=torch.int32, device=device)
         return self._hints[key]
 
     def _sign_words(self, module: SparseModule) -> torch.Tensor | None:
@@ -113,9 +122,9 @@ class _Popup(Optimizer):
         if not module._gives_raw_grad():
             return None
         seed, layer, *_ = module.recipe.arguments()
-        source = (seed, layer, module.scores.device)
+        source = seed, layer, (device := module._held("scores").device)
         if self._signs.get(id(module), (None,))[0] != source:
-            words = ops.sign_words(seed, layer, module.weight_shape, device=module.scores.device)
+            words = ops.sign_words(seed, layer, module.weight_shape, device=device)
             self._signs[id(module)] = (source, words)
         return self._signs[id(module)][1]
 

@@ -307,6 +307,8 @@ def test_explain_tells_the_kernel_and_why():
     assert few.kernel.startswith("lookup gemv seed") and many.kernel == "materialised"
     assert "8 outputs < 64" in str(many)
     conv = st.SparseConv2d(4, 8, 3, form="scored", seed=0)
+    assert st.explain(conv, torch.randn(2, 4, 9, 9)).op == "popup_weight"
+    conv = st.SparseConv2d(4, 8, 3, form="scored", seed=0, density=0.1)
     assert st.explain(conv, torch.randn(2, 4, 9, 9)).op == "popup_conv2d"
     w = torch.randn(8, 64)
     words = st.PackedMask.full((8, 64)).words

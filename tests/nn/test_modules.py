@@ -747,6 +747,19 @@ def test_scored_linear_gives_its_recipe_while_the_weight_is_the_recipes():
         assert module._arguments(x.to(module.dtype))[1] is module.weight
 
 
+def test_a_small_scored_layer_trains_on_torchs_product_and_computes_as_its_ticket():
+    layer = st.SparseLinear(50, 100, form="scored", seed=0, keep_bias=True)
+    x = torch.randn(16, 50)
+    assert layer.explain(x).op == "popup_weight"
+    masked = layer.mask.to_dense() * layer.weight
+    assert torch.equal(layer(x), nn.functional.linear(x, masked, layer.bias))
+    with pytest.raises(TypeError, match=r"x: got torch.float64, need torch.float32"):
+        layer(x.double())
+    layer.eval()
+    assert layer.explain(x).kernel.startswith("four-Russians")
+    assert torch.equal(layer(x), layer.to_form("ticket")(x))
+
+
 # Conversion -----------------------------------------------------------------------------------
 
 
