@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 import pytest
 
 pytest.importorskip("sklearn", reason="needs the [demo] extra: scikit-learn's digits")
@@ -34,6 +36,8 @@ WIDE = [gap for gap in DIGITS_GAPS if gap[2] >= 3 and BY_NAME[gap[0]].model == "
 
 
 @pytest.mark.parametrize(("better", "worse", "points"), WIDE)
-def test_wide_orderings_show_in_one_seed(measured, better, worse, points):
-    """The others are the command's, as means of three seeds."""
-    assert measured(better, 0) - measured(worse, 0) >= points
+def test_wide_orderings_hold(measured, better, worse, points):
+    """As means of three seeds, like the command's; random masks are far off in every one."""
+    seeds = (0,) if BY_NAME[worse].control == "random mask" else (0, 1, 2)
+    gaps = [measured(better, seed) - measured(worse, seed) for seed in seeds]
+    assert mean(gaps) >= points

@@ -187,7 +187,11 @@ class _WithShortcut:
     with the registered backward where a gradient is wanted."""
 
     def __init__(
-        self, kernels: dict[str, Callable], backward: Callable, setup_context: Callable, arguments
+        self,
+        kernels: dict[str, Callable],
+        backward: Callable,
+        setup_context: Callable | None,
+        arguments,
     ) -> None:
         self.kernels = {
             _plain_keys(device): (kernel, _node(kernel, backward, setup_context, arguments))
@@ -211,7 +215,9 @@ class _WithShortcut:
         LIB.impl(name, run, key, with_keyset=with_keyset)
 
 
-def _node(kernel: Callable, backward: Callable, setup_context: Callable, arguments) -> Callable:
+def _node(
+    kernel: Callable, backward: Callable, setup_context: Callable | None, arguments
+) -> Callable:
     """``kernel`` and its registered backward as one autograd node."""
     defaults = tuple(a.default_value if a.has_default_value() else None for a in arguments)
 
@@ -219,8 +225,9 @@ def _node(kernel: Callable, backward: Callable, setup_context: Callable, argumen
         @staticmethod
         def forward(ctx, *args):
             output = kernel(*args)
-            # The dispatcher drops trailing arguments that equal their defaults.
-            setup_context(ctx, (*args, *defaults[len(args) :]), output)
+            if setup_context is not None:
+                # The dispatcher drops trailing arguments that equal their defaults.
+                setup_context(ctx, (*args, *defaults[len(args) :]), output)
             return output
 
     Node.backward = staticmethod(backward)
