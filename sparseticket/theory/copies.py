@@ -14,9 +14,9 @@ from .layers import dense_weight, of_constant, tap_inside
 from .pairs import bits, drawn, uniform
 from .solver import subset_sum
 
-__all__ = ["Draws", "Goal", "Parents", "Part", "choose", "goal_of"]
+__all__ = ["MOST", "Draws", "Goal", "Parents", "Part", "choose", "goal_of"]
 
-_MOST = 64  # numbers that a subset sum can choose from
+MOST = 64  # numbers that a subset sum can choose from
 _AT_ONCE = 1 << 23  # numbers of the subset sums that are solved in one call
 _COARSE = 1.0  # what a set of constants may leave to the next one
 _HOPELESS = 100  # rows, none of which serves, after which no more are tried
@@ -216,8 +216,8 @@ def _subsets(values, links, goal, groups, eps, draws) -> tuple[Tensor, Tensor]:
     if links is not None:
         there = links[:, groups]
         order = there.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
-        members, lengths = members.gather(-1, order), there.sum(-1).clamp(max=_MOST)
-    members = members[..., :_MOST]
+        members, lengths = members.gather(-1, order), there.sum(-1).clamp(max=MOST)
+    members = members[..., :MOST]
     base = values[:, None].expand(-1, len(groups), -1).gather(-1, members)
     found = subset_sum(base, goal, eps, lengths=lengths, **draws.solver)
     taken = bits(found.mask, base.shape[-1]).to(torch.uint8)

@@ -48,7 +48,7 @@ from sparseticket.formats import check_density
 from sparseticket.masks import PackedMask
 from sparseticket.prng import check_seed
 
-from .copies import Draws, Parents, choose, goal_of
+from .copies import MOST, Draws, Parents, choose, goal_of
 from .layers import (
     LAYERS,
     check_modules,
@@ -64,7 +64,6 @@ from .ticket import Construction, linear_with
 __all__ = ["LPlusOne", "lplus1_bound", "lplus1_budgets", "lplus1_ticket"]
 
 _BOUND = "a weight is off by at most eps wherever its sums were solved; outputs: lplus1_bound"
-_MOST = 64  # numbers that a subset sum can choose from
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,8 @@ def _check_numbers(base, eps, layers, density, redraws, radius) -> tuple[list[in
         if not isinstance(value, int | float | Sequence):
             raise TypeError(f"{name}: got {value!r}, need a number, or one for each layer")
     numbers = list(base) if isinstance(base, Sequence) else [base] * layers
-    if len(numbers) != layers or not all(n in range(1, _MOST + 1) for n in numbers):
-        raise ValueError(f"base: got {base}, need 1 to {_MOST}, one number or {layers}")
+    if len(numbers) != layers or not all(n in range(1, MOST + 1) for n in numbers):
+        raise ValueError(f"base: got {base}, need 1 to {MOST}, one number or {layers}")
     budgets = list(eps) if isinstance(eps, Sequence) else [eps] * layers
     if len(budgets) != layers or not all(0 < e < math.inf for e in budgets):
         raise ValueError(f"eps: got {eps}, need finite numbers > 0, one or {layers}")

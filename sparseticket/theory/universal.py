@@ -40,6 +40,7 @@ from .pairs import layer_pair
 from .ticket import Construction, linear_with, masked
 
 __all__ = [
+    "REFITS",
     "Curve",
     "CurveReport",
     "Fourier",

@@ -41,6 +41,7 @@ from .report import format_bytes, format_kept, format_percent, versions, write_j
 from .tasks import TasksResult, search_tasks, task_accuracy
 
 __all__ = [
+    "CLASSIFIER",
     "CheckOptions",
     "DemoOptions",
     "EvalOptions",
@@ -70,6 +71,9 @@ _OUTPUTS = (
     *("report.json", "ticket.safetensors"),
 )
 _DEMO_TICKETS = ((0.5, "none"), (0.1, "density"))  # (density, scale)
+
+
+CLASSIFIER = frozenset({"model", "data"})  # what the file of a classifier's ticket describes
 
 
 @dataclass(frozen=True)
@@ -275,7 +279,7 @@ def search_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 def evaluate_ticket(path: Path, options: EvalOptions) -> dict[str, Any]:
     """Test accuracy of a ticket file: its model built anew, weights from seeds and masks alone."""
     ticket = Ticket.load(path)
-    if not {"model", "data"} <= (ticket.meta["extra"] or {}).keys():
+    if not (ticket.meta["extra"] or {}).keys() >= CLASSIFIER:
         raise ValueError(
             f"{path}: the ticket does not say which model and data to classify; sparseticket check "
             "scores one of a generator or a language model; for another, build the model yourself "

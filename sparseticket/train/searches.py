@@ -23,6 +23,7 @@ from .attention import (
 )
 from .checks import Trial, check_layers
 from .experiments import (
+    CLASSIFIER,
     CheckOptions,
     ExportOptions,
     SearchOptions,
@@ -75,7 +76,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         parts=(SearchOptions, Recipe),
         run=lambda *parts: run_search(*parts)[0],
         lines=search_lines,
-        describes=frozenset({"model", "data"}),
+        describes=CLASSIFIER,
         rebuild=rebuild_classifier,
         example=classifier_example,
         trial=classifier_trial,

@@ -79,6 +79,7 @@ def _small(dataset: Dataset, config: Config) -> dict[str, list[dict[str, Any]]]:
     radius = float(dataset.train.x.abs().max())
     found = _Found(*images, config.base, config.eps, config.redraws, config.seed, radius)
     targets = {(n, a): _trained(n, a, dataset, config) for n in _NETS for a in _ACTIVATIONS}
+    both = {key: found.both(target) for key, target in targets.items()}
     return {
         "sweep": [
             {"net": n, "base": base, "eps": eps} | found.one_more(targets[n, "relu"], base, eps)
@@ -86,15 +87,12 @@ def _small(dataset: Dataset, config: Config) -> dict[str, list[dict[str, Any]]]:
             for base, eps in config.sweep
         ],
         "activations": [
-            {"net": n, "activation": a} | row
-            for (n, a), target in targets.items()
-            for row in found.both(target)
+            {"net": n, "activation": a} | row for (n, a), rows in both.items() for row in rows
         ],
         "depth": [
             {"net": n} | row
             for n in _NETS
-            for target in [targets[n, "relu"]]
-            for row in (*found.both(target), found.twice(target))
+            for row in (*both[n, "relu"], found.twice(targets[n, "relu"]))
         ],
         "redraws": [_redraws(config, n, most) for n in _SMALL_BASES for most in (0, 1000)],
     }
