@@ -21,7 +21,7 @@ from sparseticket.cli import main
 from sparseticket.train import loop
 from sparseticket.train.experiments import DemoOptions, EvalOptions, SearchOptions
 from sparseticket.train.loop import Recipe
-from sparseticket.train.plots import plot_masks
+from sparseticket.train.plots import plot_masks, save_figure
 
 pytest.importorskip("sklearn", reason="digits need the [demo] extra")
 matplotlib_image = pytest.importorskip("matplotlib.image", reason="pictures need the [demo] extra")
@@ -107,6 +107,20 @@ def test_masks_are_drawn_as_they_are(tmp_path):
     assert pixels[rows, width // 4 : width // 3].max() < 0.1
     assert pixels[rows, 2 * width // 3 : 3 * width // 4].min() > 0.9
     plot_masks(masks, tmp_path / "many.png")
+
+
+def test_a_picture_that_fails_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+
+    class Full:
+        def savefig(self, temporary, dpi):
+            temporary.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(Full(), path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_ticket_does_not_know_where_or_how_fast_it_was_made(finished):

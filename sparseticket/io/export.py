@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from ..nn import ScoreLayer, SparseModule, SparseMultiheadAttention, Superposed, densify_
+from .files import replacing
 
 __all__ = ["export_dense", "export_onnx", "to_dense"]
 
@@ -55,13 +55,16 @@ def export_dense(model: nn.Module, path: str | os.PathLike[str], example: Tensor
         if example is None:
             raise ValueError("export_dense: example: a .pt2 program needs an example input")
         program = _program(dense, example)
-        return _write(path, lambda temporary: torch.export.save(program, temporary))
+        with replacing(path) as temporary:
+            torch.export.save(program, temporary)
+        return
     state = {name: t.detach().contiguous().clone() for name, t in dense.state_dict().items()}
     writers = {".safetensors": safetensors.save_file, ".pt": torch.save}
     if path.suffix not in writers:
         accepted = ", ".join([*writers, ".pt2"])
         raise ValueError(f"export_dense: path: got {path.name!r}, need a name in {accepted}")
-    return _write(path, lambda temporary: writers[path.suffix](state, temporary))
+    with replacing(path) as temporary:
+        writers[path.suffix](state, temporary)
 
 
 def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor) -> None:
@@ -87,7 +90,8 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example: Tensor)
             optimize=False,
             verbose=False,
         )
-    _write(path, lambda temporary: onnx.save(temporary, external_data=False))
+    with replacing(path) as temporary:
+        onnx.save(temporary, external_data=False)
 
 
 def _program(dense: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -113,15 +117,3 @@ def _quiet():
             yield
     finally:
         logger.setLevel(level)
-
-
-def _write(path: Path, write: Callable[[str], object]) -> None:
-    """Under a temporary name, then into place."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # torch.export wants the suffix
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

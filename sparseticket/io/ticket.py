@@ -57,6 +57,7 @@ from ..nn import (
 from ..nn._sparse import has_hooks
 from ..prng import GENERATOR_VERSION
 from .codecs import decode_mask, encode_mask
+from .files import replacing
 
 __all__ = ["FORMAT_VERSION", "Ticket", "TicketError"]
 
@@ -163,15 +164,8 @@ class Ticket:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file under a temporary name and move it into place."""
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(Path(path)) as temporary:
             temporary.write_bytes(self.raw)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def verify(self) -> None:
         """Check the bytes again: both hashes, every count and every code. TicketError if wrong."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..io.files import replacing
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -18,17 +19,13 @@ _FORMAT = 1
 
 def save_checkpoint(path: Path, description: dict[str, Any], state: dict[str, Any]) -> None:
     """Write ``state`` (tensors and plain values) of the run that ``description`` describes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = {
         "format": _FORMAT,
         "description": json.dumps(description, sort_keys=True, default=str),
         "state": state,
     }
-    try:
+    with replacing(path) as temporary:
         torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, description: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from ..formats import to_canonical
+from ..io.files import replacing
 from ..masks import PackedMask
 
-__all__ = ["plot_curves", "plot_masks", "plot_samples"]
+__all__ = ["new_figure", "plot_curves", "plot_masks", "plot_samples", "save_figure"]
 
 _MAX_PANELS, _MAX_SIDE = 12, 256
 _NO_MATPLOTLIB = "pictures need matplotlib: pip install 'sparseticket[demo]'"
@@ -28,7 +29,7 @@ def plot_curves(
 
     Validation is drawn where it was measured, else training.
     """
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     accuracy, loss = figure.subplots(1, 2)
     for label, history in histories.items():
         epochs = [row["epoch"] for row in history]
@@ -45,7 +46,7 @@ def plot_curves(
     accuracy.set(xlabel="epoch", ylabel=f"{part}accuracy, %")
     loss.set(xlabel="epoch", ylabel=f"{part}cross-entropy", yscale="log")
     accuracy.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def plot_masks(masks: Mapping[str, PackedMask], path: Path) -> None:
@@ -53,7 +54,7 @@ def plot_masks(masks: Mapping[str, PackedMask], path: Path) -> None:
     shown = list(masks.items())[:_MAX_PANELS]
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
-    figure = _figure(3.2 * columns, 3.2 * rows)
+    figure = new_figure(3.2 * columns, 3.2 * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
@@ -66,7 +67,7 @@ def plot_masks(masks: Mapping[str, PackedMask], path: Path) -> None:
         cut = f" (of {'x'.join(map(str, matrix.shape))})" if matrix.numel() > corner.size else ""
         shape = "x".join(map(str, corner.shape))
         axes.set_title(f"{name}: {shape}{cut}, {100 * mask.density:.3g} % kept", fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def plot_samples(pictures: torch.Tensor, path: Path, zoom: int = 3) -> None:
@@ -83,13 +84,20 @@ def plot_samples(pictures: torch.Tensor, path: Path, zoom: int = 3) -> None:
     blanks = framed.new_ones(-count % columns, *framed.shape[1:])
     rows = torch.cat([framed, blanks]).unflatten(0, (-1, columns))
     grid = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # [rows*H, columns*W, C]
-    imsave(path, grid.numpy(), format="png")
+    with replacing(path) as temporary:
+        imsave(temporary, grid.numpy(), format="png")
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure that draws to files, apart from pyplot's global state and any display."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(_NO_MATPLOTLIB) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """As PNG, whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

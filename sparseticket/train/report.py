@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
+from ..io.files import replacing
 
 __all__ = [
     "Progress",
@@ -95,12 +95,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write under a temporary name, then move into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def versions() -> dict[str, str]:

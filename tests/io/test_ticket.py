@@ -16,6 +16,7 @@ from torch import nn
 
 import sparseticket as st
 from sparseticket import Ticket, TicketError
+from sparseticket.io import files
 from sparseticket.io import ticket as ticket_module
 
 
@@ -443,7 +444,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(ticket_module.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         Ticket.from_model(scored()).save(path)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -1115,3 +1115,10 @@ def test_parameters_may_be_held_elsewhere(form):
         assert torch.equal(layer(x), 2 * expected)
     else:
         torch.testing.assert_close(layer(x), expected + held["bias"])
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_small_scored_layer_names_a_wrong_input(train):
+    layer = st.SparseLinear(6, 4, form="scored", seed=0, density=0.5).train(train)
+    with pytest.raises(ValueError, match=r"x: got shape \(3, 5\), need last dimension 6"):
+        layer(torch.randn(3, 5))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments import settings_of
-from ..plots import _figure
+from ..plots import new_figure, save_figure
 from ..report import versions, write_json, write_text
 
 __all__ = ["write_results"]
@@ -44,11 +44,11 @@ def write_results(
         **more,
     }
     try:
-        figure = _figure(11, 3.8)
+        figure = new_figure(11, 3.8)
     except ImportError as error:
         report["missing"].append(str(error))
     else:
         draw(tables, figure)
-        figure.savefig(out / f"{name}.png", dpi=120)
+        save_figure(figure, out / f"{name}.png")
     write_json(out / "report.json", report)
     return report
