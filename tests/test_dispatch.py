@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -71,6 +73,7 @@ LAYERS = ("masked", "popup", "sparse", "ticket")
 DIFFERENTIABLE = ["apply_mask", *(f"{a}_{b}" for a in LAYERS for b in ("linear", "conv2d"))]
 FULL = [(name, name[:6] != "sparse") for name in DIFFERENTIABLE]  # those have values to their mask
 FACTORIES = {"regenerate", "sign_words"}
+LISTS = {"regenerate_many", "select_mask"}  # take lists of tensors
 MUTATING = {"masked_step", "popup_step"}  # return nothing
 LAYOUT_OF_KERNELS = {"conv2d_taps", "sparse_pattern"}  # the reference's derived data are its own
 
@@ -137,15 +140,23 @@ class _Seen(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
+WAYS = {"op": lambda op: op, "call": lambda op: partial(ops.call, op)}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_modes_and_transforms_see_the_op(name):
-    """The short way to a kernel is for plain tensors only."""
+def test_modes_and_transforms_see_the_op(name, way):
+    """The short ways to a kernel are for plain tensors only."""
     op, (x, *rest) = getattr(ops, name), CALLS[name]
-    expected = op(x, *rest)
+    named, op = op, WAYS[way](op)
+    expected = named(x, *rest)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        assert torch.equal(op(x, *rest), expected)
+    assert f"sparseticket::{name}" in {event.key for event in profile.key_averages()}
     for given in (x, x.clone().requires_grad_()):
         with _Seen() as seen:
             got = op(given, *rest)
-        assert torch.equal(got, expected) and seen.ops == [op]
+        assert torch.equal(got, expected) and seen.ops == [named]
     with torch.inference_mode():
         assert torch.equal(op(x, *rest), expected)
     with torch.autocast("cpu", torch.bfloat16):
@@ -157,10 +168,19 @@ def test_modes_and_transforms_see_the_op(name):
     torch.testing.assert_close(constant, expected.sum().expand_as(x))
 
 
-@pytest.mark.parametrize("name", [*DIFFERENTIABLE, "popup_weight"])
-def test_the_short_way_has_the_registered_gradients(name):
-    """And second ones, for every argument that has any."""
+@pytest.mark.parametrize("name", sorted(CALLS.keys() - LISTS))
+def test_a_call_past_the_dispatcher_is_the_op(name):
     op, args = getattr(ops, name), CALLS[name]
+    made = pytree.tree_leaves(ops.call(op, *args))
+    for got, expected in zip(made, pytree.tree_leaves(op(*args)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*DIFFERENTIABLE, "popup_weight"])
+def test_the_short_way_has_the_registered_gradients(name, way):
+    """And second ones, for every argument that has any."""
+    op, args = WAYS[way](getattr(ops, name)), CALLS[name]
     at = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor) and a.is_floating_point()]
 
     def gradients():

@@ -496,7 +496,7 @@ class SparseModule(nn.Module):
                 return self._on_masked_weight(x)
         elif form == "compressed" and not torch.compiler.is_compiling():
             self._derive(x)
-        return self._OPS[form](*self._arguments(x))
+        return ops.call(self._OPS[form], *self._arguments(x))
 
     @property
     def _torch_is_faster(self) -> bool:
@@ -514,7 +514,8 @@ class SparseModule(nn.Module):
         elif x.dtype != weight.dtype:
             raise self._wrong_dtype(x)
         words, raw = self._buffers["mask_words"], self._gives_raw_grad()
-        masked = ops.popup_weight(weight, self._seen("scores"), words, self.options.transform, raw)
+        scores = self._seen("scores")
+        masked = ops.call(ops.popup_weight, weight, scores, words, self.options.transform, raw)
         return self._torch_call(x, masked, bias, *geometry)
 
     def _torch_call(self, x: torch.Tensor, weight: torch.Tensor, bias, *geometry) -> torch.Tensor:

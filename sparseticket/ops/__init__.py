@@ -1,6 +1,6 @@
 """Every op of the library, registered with torch under ``torch.ops.sparseticket``."""
 
-from ._dispatch import Choice, explain_op, signed64
+from ._dispatch import Choice, call, explain_op, on_plain_cpu, signed64
 from .apply_mask import apply_mask
 from .conv2d_flip import conv2d_flip
 from .conv2d_taps import conv2d_taps
@@ -13,7 +13,7 @@ from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
 from .popup_linear_ds import popup_linear_ds
-from .popup_step import popup_step
+from .popup_step import held_step, popup_step
 from .popup_weight import popup_weight
 from .regenerate import regenerate
 from .regenerate_many import regenerate_many
@@ -37,16 +37,19 @@ from .unpack_mask import unpack_mask
 __all__ = [
     "Choice",
     "apply_mask",
+    "call",
     "compile_conv2d",
     "conv2d_flip",
     "conv2d_taps",
     "device_pattern",
     "explain_op",
     "gather_live",
+    "held_step",
     "mask_ops",
     "masked_conv2d",
     "masked_linear",
     "masked_step",
+    "on_plain_cpu",
     "pack_mask",
     "popup_conv2d",
     "popup_linear",

@@ -26,6 +26,7 @@ __all__ = [
     "C",
     "LIB",
     "autocast_off",
+    "call",
     "cap",
     "caps",
     "check_padding",
@@ -33,6 +34,7 @@ __all__ = [
     "define",
     "explain_op",
     "nthreads",
+    "on_plain_cpu",
     "signed64",
     "triton_runs",
 ]
@@ -43,6 +45,7 @@ _LOG = logging.getLogger("sparseticket")
 _OPS: set[str] = set()
 _CHOOSERS: dict[str, Callable[..., Choice]] = {}
 _CUDA_CHOOSERS: dict[str, Callable[..., Choice]] = {}  # of the ops with Triton kernels
+_ON_CPU: dict[int, tuple[Callable, Callable | None]] = {}  # by id of the op: kernel, autograd node
 nthreads = torch.get_num_threads
 cap = to_dlpack  # borrows: the capsule keeps the tensor's storage alive for the call
 
@@ -98,6 +101,41 @@ def check_padding(op: str, words: torch.Tensor, k: int, name: str) -> None:
         raise ValueError(f"{op}: {name}: bits past the weight's {k} columns are set")
 
 
+def call(op: Callable, *args):
+    """``op(*args)``, past the dispatcher where that would find plain CPU tensors and nothing else.
+    Its search takes as long as a small product; modules call their ops by this."""
+    if not on_plain_cpu(args):
+        return op(*args)
+    kernel, node = _ON_CPU[id(op)]
+    if node is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return node(*args)
+    return kernel(*args)
+
+
+def on_plain_cpu(args: Iterable) -> bool:
+    """Would the dispatcher send an op on these arguments straight to its CPU body: no tensor on
+    another device or of a subclass, no mode, transform or profiler?"""
+    if torch.compiler.is_compiling() or not _nothing_watches():
+        return False
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and _keys_of(arg).raw_repr() != _PLAIN_KEYS:
+            return False
+    return True
+
+
+_keys_of, _keys_added = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
+_PLAIN_KEYS = _keys_of(torch.empty(0)).raw_repr()
+_NONE_ADDED = _keys_added().raw_repr()
+
+
+def _nothing_watches() -> bool:
+    return (
+        _keys_added().raw_repr() == _NONE_ADDED
+        and not torch.autograd._profiler_enabled()
+        and not torch._C._is_torch_function_mode_enabled()
+    )
+
+
 def define(
     schema: str,
     *,
@@ -137,15 +175,20 @@ def define(
         LIB.impl(name, kernel, key)
     torch.library.register_fake(f"sparseticket::{name}", meta, lib=LIB)
     op = getattr(torch.ops.sparseticket, name).default
+    nodes = dict.fromkeys(kernels)
     if backward is not None:
         arguments = op._schema.arguments
         backward = _with_all_needs(backward, len(arguments))
+        for key, kernel in kernels.items():
+            nodes[key] = _node(kernel, backward, setup_context, arguments)
         torch.library.register_autograd(
             f"sparseticket::{name}",
             backward,
             setup_context=setup_context,
-            lib=_WithShortcut(kernels, backward, setup_context, arguments),
+            lib=_WithShortcut({key: (kernels[key], nodes[key]) for key in kernels}),
         )
+    if not factory:
+        _ON_CPU[id(op)] = kernels["CPU"], nodes["CPU"]
     if choose is not None:
         _CHOOSERS[name] = choose
     if cuda is not None:
@@ -186,17 +229,8 @@ class _WithShortcut:
     finding the next one: plain tensors of one device go straight to theirs, as one autograd node
     with the registered backward where a gradient is wanted."""
 
-    def __init__(
-        self,
-        kernels: dict[str, Callable],
-        backward: Callable,
-        setup_context: Callable | None,
-        arguments,
-    ) -> None:
-        self.kernels = {
-            _plain_keys(device): (kernel, _node(kernel, backward, setup_context, arguments))
-            for device, kernel in kernels.items()
-        }
+    def __init__(self, kernels: dict[str, tuple[Callable, Callable]]) -> None:
+        self.kernels = {_plain_keys(device): found for device, found in kernels.items()}
 
     def impl(self, name: str, autograd: Callable, key: str, *, with_keyset: bool) -> None:
         grad_enabled, any_requires_grad = torch.is_grad_enabled, torch._C._any_requires_grad

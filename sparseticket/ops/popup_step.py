@@ -17,7 +17,7 @@ from .select_mask import (
     select_mask,
 )
 
-__all__ = ["flat_like", "popup_step", "step_choice", "update_rule"]
+__all__ = ["flat_like", "held_step", "popup_step", "step_choice", "update_rule"]
 
 
 def _cpu(
@@ -41,33 +41,63 @@ def _cpu(
     transform="abs",
     min_keep=0,
 ):
-    check_static("popup_step", scores, kept, scope, transform, min_keep)
-    pairs = _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope)
-    check_selection("popup_step", scores, kept, None, scope, min_keep)
-    floor = scope == "global" and min_keep > 0
-    nan = C.popup_step(
-        caps(flat for flat, _ in pairs),
-        [layout for _, layout in pairs],
-        caps(flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True)),
-        caps(_flat("momenta", m, s) for m, s in zip(momenta, scores, strict=bool(momenta))),
-        caps(_flat("variances", v, s) for v, s in zip(variances, scores, strict=bool(variances))),
-        caps(words),
-        [None if s is None else cap(s.contiguous()) for s in signs],
-        list(sigmas),
-        bool(variances),
-        nesterov,
-        update_rule(bool(variances), lr, beta1, beta2, eps, weight_decay, step),
-        [] if floor else list(kept),
-        transform == "abs",
-        scope == "global",
-        cap(state),
-        nthreads(),
+    run = held_step(
+        scores, momenta, variances, words, state, kept, signs, scope, transform, min_keep
     )
-    if floor:
-        state.copy_(global_with_floor(scores, words, kept[0], None, transform, min_keep))
-    torch.autograd.graph.increment_version([*scores, *momenta, *variances, *words, state])
-    if nan or floor:
-        raise_for_nan("popup_step", scores, state)
+    run(grads, sigmas, lr, beta1, beta2, eps, weight_decay, nesterov, step)
+
+
+def held_step(
+    scores,
+    momenta,
+    variances,
+    words,
+    state,
+    kept,
+    signs,
+    scope="layer",
+    transform="abs",
+    min_keep=0,
+):
+    """A CPU step of these tensors, whose checks and capsules take as long as a small layer's
+    update: ``run(grads, sigmas, lr, ...)``, for as often as none of them moves in memory."""
+    check_static("popup_step", scores, kept, scope, transform, min_keep)
+    pairs = _check_held(scores, momenta, variances, words, state, signs, scope)
+    check_selection("popup_step", scores, kept, None, scope, min_keep)
+    adam, floor = bool(variances), scope == "global" and min_keep > 0
+    held = [caps(flat for flat, _ in pairs), [layout for _, layout in pairs]]
+    moments = [
+        caps(_flat(name, m, s) for m, s in zip(tensors, scores, strict=bool(tensors)))
+        for name, tensors in (("momenta", momenta), ("variances", variances))
+    ]
+    planes = caps(w.detach() for w in words)
+    planes = [planes, [None if s is None else cap(s.detach().contiguous()) for s in signs]]
+    selecting = [[] if floor else list(kept), transform == "abs", scope == "global", cap(state)]
+    written = [*scores, *momenta, *variances, *words, state]
+
+    def run(
+        grads,
+        sigmas,
+        lr,
+        beta1=0.0,
+        beta2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        nesterov=False,
+        step=1,
+    ):
+        _check_grads(scores, grads, sigmas)
+        grads = caps(flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True))
+        rule = update_rule(adam, lr, beta1, beta2, eps, weight_decay, step)
+        settings = list(sigmas), adam, nesterov, rule
+        nan = C.popup_step(*held, grads, *moments, *planes, *settings, *selecting, nthreads())
+        if floor:
+            state.copy_(global_with_floor(scores, words, kept[0], None, transform, min_keep))
+        torch.autograd.graph.increment_version(written)
+        if nan or floor:
+            raise_for_nan("popup_step", scores, state)
+
+    return run
 
 
 def _cuda(
@@ -159,19 +189,31 @@ def _flat(name, tensor, scores):
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
-def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope):
-    """The scores in memory order, see there; raises for what the op cannot take."""
-    pairs = []
-    lists = {"grads": grads, "words": words, "signs": signs, "sigmas": sigmas}
-    lists |= {k: v for k, v in (("momenta", momenta), ("variances", variances)) if v}
+def _check_lengths(scores, lists):
     for name, given in lists.items():
         if len(given) != len(scores):
             raise ValueError(
                 f"popup_step: {name}: got {len(given)} for {len(scores)} score tensors"
             )
+
+
+def _check_grads(scores, grads, sigmas):
+    _check_lengths(scores, {"grads": grads, "sigmas": sigmas})
+    for s, g in zip(scores, grads, strict=True):
+        if g.shape != s.shape:
+            raise ValueError(
+                f"popup_step: grads: got shape {tuple(g.shape)}, need {tuple(s.shape)}"
+            )
+
+
+def _check_held(scores, momenta, variances, words, state, signs, scope):
+    """The scores in memory order, see there; raises for what the op cannot take."""
+    pairs = []
+    moments = {k: v for k, v in (("momenta", momenta), ("variances", variances)) if v}
+    _check_lengths(scores, {"words": words, "signs": signs, **moments})
     if variances and not momenta:
         raise ValueError("popup_step: momenta: AdamW (variances are given) needs them too")
-    for s, g, w, sign in zip(scores, grads, words, signs, strict=True):
+    for s, w, sign in zip(scores, words, signs, strict=True):
         if s.dtype != torch.float32:
             raise TypeError(f"popup_step: scores: got {s.dtype}, need float32, updated in place")
         pairs.append(memory_order(s, copies=False))
@@ -179,10 +221,6 @@ def _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope
             raise ValueError(
                 f"popup_step: scores: got strides {s.stride()} for shape {tuple(s.shape)}; they "
                 "are updated in place and need to be contiguous or channels-last"
-            )
-        if g.shape != s.shape:
-            raise ValueError(
-                f"popup_step: grads: got shape {tuple(g.shape)}, need {tuple(s.shape)}"
             )
         matrix = canonical_shape(s.shape)
         check_words("popup_step", w, *matrix)
@@ -221,7 +259,8 @@ def _check_device(
 ):
     """Without the counts, which wait for the device; select_mask checks what it is given."""
     check_static("popup_step", scores, kept, scope, transform, min_keep)
-    _check(scores, grads, momenta, variances, words, state, signs, sigmas, scope)
+    _check_held(scores, momenta, variances, words, state, signs, scope)
+    _check_grads(scores, grads, sigmas)
     for name, tensors in (("momenta", momenta), ("variances", variances)):
         for tensor, s in zip(tensors, scores, strict=bool(tensors)):
             _flat(name, tensor, s)

@@ -27,12 +27,16 @@ def _composed(weight, scores, words, transform, raw_grad=False):
 
 def _setup(ctx, inputs, output):
     weight, scores, words, ctx.transform, ctx.raw_grad = inputs
-    ctx.save_for_backward(weight, scores, words)
+    ctx.scores_dtype = scores.dtype
+    if not ctx.raw_grad or weight.requires_grad:
+        ctx.save_for_backward(weight, scores, words)
 
 
 def _backward(ctx, grad):
-    weight, scores, words = ctx.saved_tensors
     need_weight, need_scores, *_ = ctx.needs_input_grad
+    if ctx.raw_grad and not need_weight:  # nothing was saved
+        return None, grad.to(ctx.scores_dtype), None, None, None
+    weight, scores, words = ctx.saved_tensors
     gs = None
     if need_scores:
         raw = ctx.raw_grad

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class _Popup(Optimizer):
         super().__init__(groups_of(roots, [m.scores for m in self._modules]), defaults)
         self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
         self._hints: dict[tuple, torch.Tensor] = {}
+        self._steps: dict[int, tuple[list, Callable[..., None]]] = {}
         self._grouped: tuple[list, list[Selection]] = [], []
         self._raw = [m for m in self._modules if _takes_signs(m)]
         token = object()
@@ -91,22 +92,38 @@ class _Popup(Optimizer):
 
     def _popup_step(self, group, selection, modules, kept, scope, step) -> None:
         scores = [m._held("scores") for m in modules]
-        ops.popup_step(
+        grads = [s.grad for s in scores]
+        held = [
             scores,
-            [s.grad for s in scores],
             *self._moments(group, scores),
             [m._buffers["mask_words"] for m in modules],
             self._hint(scope, modules, scores[0].device),
             kept,
             [self._sign_words(m) for m in modules],
-            [m.recipe.sigma for m in modules],
-            **self._settings(group, step),
-            scope=scope,
-            transform=selection.transform,
-            min_keep=selection.min_keep if scope == "global" else 0,
-        )
+        ]
+        options = {
+            "scope": scope,
+            "transform": selection.transform,
+            "min_keep": selection.min_keep if scope == "global" else 0,
+        }
+        sigmas, settings = [m.recipe.sigma for m in modules], self._settings(group, step)
+        if ops.on_plain_cpu(scores) and ops.on_plain_cpu(grads):
+            self._held_step(held, options)(grads, sigmas, **settings)
+        else:
+            ops.popup_step(held[0], grads, *held[1:], sigmas, **settings, **options)
         for m in modules:
             m._selection_taken()
+
+    def _held_step(self, held: list, options: dict[str, Any]) -> Callable[..., None]:
+        """Made anew where anything has moved: loaded, converted or asked for otherwise."""
+        scores, momenta, variances, words, state, kept, signs = held
+        lists = scores, momenta, variances, words, [state], signs
+        source = [[t if t is None else t.data_ptr() for t in tensors] for tensors in lists]
+        source += [kept, options]
+        key = state.data_ptr()  # one a set of modules
+        if self._steps.get(key, (None,))[0] != source:
+            self._steps[key] = source, ops.held_step(*held, **options)
+        return self._steps[key][1]
 
     def _hint(self, scope: str, modules: list[SparseModule], device: torch.device) -> torch.Tensor:
         """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
@@ -121,9 +138,10 @@ class _Popup(Optimizer):
         """Remade when another seed was loaded into the module."""
         if not module._gives_raw_grad():
             return None
-        seed, layer, *_ = module.recipe.arguments()
-        source = seed, layer, (device := module._held("scores").device)
+        recipe, device = module.recipe, module._held("scores").device
+        source = recipe.seed, recipe.layer, device
         if self._signs.get(id(module), (None,))[0] != source:
+            seed, layer, *_ = recipe.arguments()
             words = ops.sign_words(seed, layer, module.weight_shape, device=device)
             self._signs[id(module)] = (source, words)
         return self._signs[id(module)][1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparseticket as st
 
@@ -125,6 +126,45 @@ def test_resume_is_bit_exact(optimizer, scope):
     _train(second, after, 2)
     for (name, a), b in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_tensors_may_move_between_steps(optimizer, scope):
+    """A step is checked once and kept for as long as its tensors stay where they are."""
+    popup, _ = OPTIMIZERS[optimizer]
+    still, moved = (_model(scope=scope) for _ in range(2))
+    ours = popup(moved)
+    _train(still, popup(still), 4)
+    for steps in (2, 1, 1):
+        _train(moved, ours, steps)
+        held = [t for m in _scored(moved) for t in (m.scores, m.mask_words)]
+        for t in (*held, *(v for state in ours.state.values() for v in state.values())):
+            old, t.data = t.data, t.data.clone()
+            old.zero_()
+    for (name, a), b in zip(still.state_dict().items(), moved.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_modes_see_the_step():
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            seen.append(op)
+            return op(*args, **(kwargs or {}))
+
+    model, watched = _model(), _model()
+    ours, theirs = st.PopupSGD(model), st.PopupSGD(watched)
+    for _ in range(2):
+        _train(model, ours, 1)
+        theirs.zero_grad()
+        F.cross_entropy(watched(X), Y).backward()
+        with Mode():
+            theirs.step()
+    assert seen.count(st.ops.popup_step) == 2
+    for a, b in zip(_scored(model), _scored(watched), strict=True):
+        assert torch.equal(a.scores, b.scores) and a.mask == b.mask
 
 
 def test_raw_gradients_end_with_the_optimizer():
