@@ -49,7 +49,7 @@ class _Popup(Optimizer):
         super().__init__(groups_of(roots, [m.scores for m in self._modules]), defaults)
         self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
         self._hints: dict[tuple, torch.Tensor] = {}
-        self._steps: dict[int, tuple[list, Callable[..., None]]] = {}
+        self._steps: dict[tuple, tuple[list, Callable[..., None]]] = {}
         self._grouped: tuple[list, list[Selection]] = [], []
         self._raw = [m for m in self._modules if _takes_signs(m)]
         token = object()
@@ -93,11 +93,12 @@ class _Popup(Optimizer):
     def _popup_step(self, group, selection, modules, kept, scope, step) -> None:
         scores = [m._held("scores") for m in modules]
         grads = [s.grad for s in scores]
+        key = (scope, *map(id, modules))
         held = [
             scores,
             *self._moments(group, scores),
             [m._buffers["mask_words"] for m in modules],
-            self._hint(scope, modules, scores[0].device),
+            self._hint(key, scores[0].device),
             kept,
             [self._sign_words(m) for m in modules],
         ]
@@ -108,29 +109,29 @@ class _Popup(Optimizer):
         }
         sigmas, settings = [m.recipe.sigma for m in modules], self._settings(group, step)
         if ops.on_plain_cpu(scores) and ops.on_plain_cpu(grads):
-            self._held_step(held, options)(grads, sigmas, **settings)
+            self._held_step(key, held, options)(grads, sigmas, **settings)
         else:
+            self._steps.pop(key, None)  # it would keep memory that the model has left
             ops.popup_step(held[0], grads, *held[1:], sigmas, **settings, **options)
         for m in modules:
             m._selection_taken()
 
-    def _held_step(self, held: list, options: dict[str, Any]) -> Callable[..., None]:
+    def _held_step(self, key: tuple, held: list, options: dict[str, Any]) -> Callable[..., None]:
         """Made anew where anything has moved: loaded, converted or asked for otherwise."""
         scores, momenta, variances, words, state, kept, signs = held
         lists = scores, momenta, variances, words, [state], signs
         source = [[t if t is None else t.data_ptr() for t in tensors] for tensors in lists]
         source += [kept, options]
-        key = state.data_ptr()  # one a set of modules
         if self._steps.get(key, (None,))[0] != source:
             self._steps[key] = source, ops.held_step(*held, **options)
         return self._steps[key][1]
 
-    def _hint(self, scope: str, modules: list[SparseModule], device: torch.device) -> torch.Tensor:
+    def _hint(self, key: tuple, device: torch.device) -> torch.Tensor:
         """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
         them."""
-        rows = 1 if scope == "global" else len(modules)
-        key = (scope, *map(id, modules))
+        scope, *modules = key
         if key not in self._hints or self._hints[key].device != device:
+            rows = 1 if scope == "global" else len(modules)
             self._hints[key] = torch.zeros(rows, 2, dtype=torch.int32, device=device)
         return self._hints[key]
 
