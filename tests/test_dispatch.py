@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -140,6 +143,18 @@ class _Seen(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
+class _Override(torch.Tensor):
+    """Known to torch's Python arguments only; its keys are those of any tensor."""
+
+    seen: ClassVar[list] = []
+
+    @classmethod
+    def __torch_function__(cls, op, types, args=(), kwargs=None):
+        cls.seen.append(op)
+        with torch._C.DisableTorchFunctionSubclass():
+            return op(*args, **(kwargs or {}))
+
+
 WAYS = {"op": lambda op: op, "call": lambda op: partial(ops.call, op)}
 
 
@@ -159,6 +174,9 @@ def test_modes_and_transforms_see_the_op(name, way):
         assert torch.equal(got, expected) and seen.ops == [named]
     with torch.inference_mode():
         assert torch.equal(op(x, *rest), expected)
+    _Override.seen.clear()
+    assert torch.equal(op(x.as_subclass(_Override), *rest), expected)
+    assert _Override.seen == [named]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(op(x, *rest), expected)
     with FakeTensorMode() as mode:
@@ -174,6 +192,30 @@ def test_a_call_past_the_dispatcher_is_the_op(name):
     made = pytree.tree_leaves(ops.call(op, *args))
     for got, expected in zip(made, pytree.tree_leaves(op(*args)), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_gradient_where_autograd_is_left_out(way):
+    op, (x, *rest) = WAYS[way](ops.masked_linear), CALLS["masked_linear"]
+    leaf = x.clone().requires_grad_()
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not op(leaf, *rest).requires_grad
+    assert op(leaf, *rest).requires_grad
+
+
+@pytest.mark.parametrize(
+    "around", ["contextlib.nullcontext()", "torch.device('meta')", "torch.inference_mode()"]
+)
+def test_what_is_plain_does_not_depend_on_the_first_import(around):
+    code = f"""
+import contextlib, torch
+with {around}:
+    from sparseticket import ops
+print(ops.on_plain_cpu([torch.ones(2), 3, torch.nn.Parameter(torch.ones(2))]))
+print(ops.on_plain_cpu([torch.ones(2, device="meta")]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("way", WAYS)

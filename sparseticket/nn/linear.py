@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparseticket import ops
+from sparseticket.ops.masked_linear import check_linear
 
 from ._sparse import SparseModule
 
@@ -86,6 +87,7 @@ class SparseLinear(SparseModule, nn.Linear):
         return constant and self._held("weight").dtype == torch.float32
 
     def _torch_call(self, x: torch.Tensor, weight: torch.Tensor, bias) -> torch.Tensor:
+        check_linear("popup_linear", x, *weight.shape, self._buffers["mask_words"], bias)
         return F.linear(x, weight, bias)
 
     @property

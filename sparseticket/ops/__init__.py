@@ -13,7 +13,7 @@ from .pack_mask import pack_mask
 from .popup_conv2d import popup_conv2d
 from .popup_linear import popup_linear
 from .popup_linear_ds import popup_linear_ds
-from .popup_step import held_step, popup_step
+from .popup_step import bind_step, popup_step
 from .popup_weight import popup_weight
 from .regenerate import regenerate
 from .regenerate_many import regenerate_many
@@ -37,6 +37,7 @@ from .unpack_mask import unpack_mask
 __all__ = [
     "Choice",
     "apply_mask",
+    "bind_step",
     "call",
     "compile_conv2d",
     "conv2d_flip",
@@ -44,7 +45,6 @@ __all__ = [
     "device_pattern",
     "explain_op",
     "gather_live",
-    "held_step",
     "mask_ops",
     "masked_conv2d",
     "masked_linear",

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import operator
 import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -103,11 +104,13 @@ def check_padding(op: str, words: torch.Tensor, k: int, name: str) -> None:
 
 def call(op: Callable, *args):
     """``op(*args)``, past the dispatcher where that would find plain CPU tensors and nothing else.
-    Its search takes as long as a small product; modules call their ops by this."""
+    Its search takes as long as a small product; modules call their ops by this. For ops whose
+    tensors are arguments of their own, not in lists."""
     if not on_plain_cpu(args):
         return op(*args)
     kernel, node = _ON_CPU[id(op)]
-    if node is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+    wanted = node is not None and torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+    if wanted and not torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
         return node(*args)
     return kernel(*args)
 
@@ -118,14 +121,25 @@ def on_plain_cpu(args: Iterable) -> bool:
     if torch.compiler.is_compiling() or not _nothing_watches():
         return False
     for arg in args:
-        if isinstance(arg, torch.Tensor) and _keys_of(arg).raw_repr() != _PLAIN_KEYS:
+        if type(arg) in _PLAIN_TYPES:
+            if _keys_of(arg).raw_repr() != _PLAIN_KEYS:
+                return False
+        elif isinstance(arg, torch.Tensor):  # it may have those keys and override ops all the same
             return False
     return True
 
 
+def _keys(*names: str) -> int:
+    sets = (torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name)) for name in names)
+    return functools.reduce(operator.or_, sets).raw_repr()
+
+
+# Written out: a tensor made here would be one of the mode or device that is on at the import.
+_PLAIN_KEYS = _keys("CPU", "ADInplaceOrView", "AutogradCPU", "AutocastCPU")
+_PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
+_NONE_ADDED = _keys("BackendSelect", "ADInplaceOrView")
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _keys_of, _keys_added = torch._C._dispatch_keys, torch._C._dispatch_tls_local_include_set
-_PLAIN_KEYS = _keys_of(torch.empty(0)).raw_repr()
-_NONE_ADDED = _keys_added().raw_repr()
 
 
 def _nothing_watches() -> bool:
@@ -271,9 +285,7 @@ def _node(
 
 def _plain_keys(device: str) -> int:
     """The set of keys of an op on strided tensors of this device and nothing else."""
-    keys = torch._C.DispatchKey
-    both = getattr(keys, device), getattr(keys, f"Autograd{device}")
-    return (torch._C.DispatchKeySet(both[0]) | torch._C.DispatchKeySet(both[1])).raw_repr()
+    return _keys(device, f"Autograd{device}")
 
 
 def _as_kernel(body: Callable, device_type: str, differentiable: str | None) -> Callable:

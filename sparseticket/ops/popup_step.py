@@ -17,7 +17,7 @@ from .select_mask import (
     select_mask,
 )
 
-__all__ = ["flat_like", "held_step", "popup_step", "step_choice", "update_rule"]
+__all__ = ["bind_step", "flat_like", "popup_step", "step_choice", "update_rule"]
 
 
 def _cpu(
@@ -41,13 +41,13 @@ def _cpu(
     transform="abs",
     min_keep=0,
 ):
-    run = held_step(
+    run = bind_step(
         scores, momenta, variances, words, state, kept, signs, scope, transform, min_keep
     )
     run(grads, sigmas, lr, beta1, beta2, eps, weight_decay, nesterov, step)
 
 
-def held_step(
+def bind_step(
     scores,
     momenta,
     variances,
@@ -62,10 +62,10 @@ def held_step(
     """A CPU step of these tensors, whose checks and capsules take as long as a small layer's
     update: ``run(grads, sigmas, lr, ...)``, for as often as none of them moves in memory."""
     check_static("popup_step", scores, kept, scope, transform, min_keep)
-    pairs = _check_held(scores, momenta, variances, words, state, signs, scope)
+    pairs = _check_bound(scores, momenta, variances, words, state, signs, scope)
     check_selection("popup_step", scores, kept, None, scope, min_keep)
     adam, floor = bool(variances), scope == "global" and min_keep > 0
-    held = [caps(flat for flat, _ in pairs), [layout for _, layout in pairs]]
+    bound = [caps(flat for flat, _ in pairs), [layout for _, layout in pairs]]
     moments = [
         caps(_flat(name, m, s) for m, s in zip(tensors, scores, strict=bool(tensors)))
         for name, tensors in (("momenta", momenta), ("variances", variances))
@@ -90,7 +90,7 @@ def held_step(
         grads = caps(flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True))
         rule = update_rule(adam, lr, beta1, beta2, eps, weight_decay, step)
         settings = list(sigmas), adam, nesterov, rule
-        nan = C.popup_step(*held, grads, *moments, *planes, *settings, *selecting, nthreads())
+        nan = C.popup_step(*bound, grads, *moments, *planes, *settings, *selecting, nthreads())
         if floor:
             state.copy_(global_with_floor(scores, words, kept[0], None, transform, min_keep))
         torch.autograd.graph.increment_version(written)
@@ -206,7 +206,7 @@ def _check_grads(scores, grads, sigmas):
             )
 
 
-def _check_held(scores, momenta, variances, words, state, signs, scope):
+def _check_bound(scores, momenta, variances, words, state, signs, scope):
     """The scores in memory order, see there; raises for what the op cannot take."""
     pairs = []
     moments = {k: v for k, v in (("momenta", momenta), ("variances", variances)) if v}
@@ -259,7 +259,7 @@ def _check_device(
 ):
     """Without the counts, which wait for the device; select_mask checks what it is given."""
     check_static("popup_step", scores, kept, scope, transform, min_keep)
-    _check_held(scores, momenta, variances, words, state, signs, scope)
+    _check_bound(scores, momenta, variances, words, state, signs, scope)
     _check_grads(scores, grads, sigmas)
     for name, tensors in (("momenta", momenta), ("variances", variances)):
         for tensor, s in zip(tensors, scores, strict=bool(tensors)):

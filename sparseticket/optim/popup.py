@@ -49,7 +49,7 @@ class _Popup(Optimizer):
         super().__init__(groups_of(roots, [m.scores for m in self._modules]), defaults)
         self._signs: dict[int, tuple[tuple, torch.Tensor]] = {}
         self._hints: dict[tuple, torch.Tensor] = {}
-        self._steps: dict[tuple, tuple[list, Callable[..., None]]] = {}
+        self._bound: dict[tuple, tuple[list, Callable[..., None]]] = {}  # steps by modules
         self._grouped: tuple[list, list[Selection]] = [], []
         self._raw = [m for m in self._modules if _takes_signs(m)]
         token = object()
@@ -60,8 +60,9 @@ class _Popup(Optimizer):
     def _step_ours(self, scores: dict[str, Any]) -> None:
         """After it all masks are those of the scores. ValueError for NaN scores, on CPU: they have
         been updated, and a forward pass raises."""
+        before, self._bound = self._bound, {}  # one that is not used holds memory for nothing
         for selection in self._selections():
-            self._select_step(scores, selection)
+            self._select_step(scores, selection, before)
 
     def _selections(self) -> list[Selection]:
         """Grouped anew where options or devices have changed."""
@@ -70,7 +71,7 @@ class _Popup(Optimizer):
             self._grouped = key, selections(self._modules)
         return self._grouped[1]
 
-    def _select_step(self, group: dict[str, Any], selection: Selection) -> None:
+    def _select_step(self, group: dict[str, Any], selection: Selection, bound: dict) -> None:
         """Scores without a gradient stay as they are, as in torch, but take part in selection."""
         parts = defaultdict(list)  # by the number of steps they have made
         for i, m in enumerate(selection.modules):
@@ -86,16 +87,15 @@ class _Popup(Optimizer):
             else:  # each by itself; where that is not the selection it follows below
                 kept = [selection.kept[i] if layerwise else 0 for i in chosen]
                 scope = "layer"
-            self._popup_step(group, selection, modules, kept, scope, step)
+            self._popup_step(group, selection, modules, kept, scope, step, bound)
         if parts and not whole and not layerwise:
             reselect(selection.modules)
 
-    def _popup_step(self, group, selection, modules, kept, scope, step) -> None:
+    def _popup_step(self, group, selection, modules, kept, scope, step, bound) -> None:
         scores = [m._held("scores") for m in modules]
         grads = [s.grad for s in scores]
         key = (scope, *map(id, modules))
-        held = [
-            scores,
+        others = [
             *self._moments(group, scores),
             [m._buffers["mask_words"] for m in modules],
             self._hint(key, scores[0].device),
@@ -109,22 +109,15 @@ class _Popup(Optimizer):
         }
         sigmas, settings = [m.recipe.sigma for m in modules], self._settings(group, step)
         if ops.on_plain_cpu(scores) and ops.on_plain_cpu(grads):
-            self._held_step(key, held, options)(grads, sigmas, **settings)
+            source = [_place(scores), *map(_place, others), options]
+            if bound.get(key, (None,))[0] != source:  # moved, loaded, or asked for otherwise
+                bound[key] = source, ops.bind_step(scores, *others, **options)
+            self._bound[key] = bound[key]
+            self._bound[key][1](grads, sigmas, **settings)
         else:
-            self._steps.pop(key, None)  # it would keep memory that the model has left
-            ops.popup_step(held[0], grads, *held[1:], sigmas, **settings, **options)
+            ops.popup_step(scores, grads, *others, sigmas, **settings, **options)
         for m in modules:
             m._selection_taken()
-
-    def _held_step(self, key: tuple, held: list, options: dict[str, Any]) -> Callable[..., None]:
-        """Made anew where anything has moved: loaded, converted or asked for otherwise."""
-        scores, momenta, variances, words, state, kept, signs = held
-        lists = scores, momenta, variances, words, [state], signs
-        source = [[t if t is None else t.data_ptr() for t in tensors] for tensors in lists]
-        source += [kept, options]
-        if self._steps.get(key, (None,))[0] != source:
-            self._steps[key] = source, ops.held_step(*held, **options)
-        return self._steps[key][1]
 
     def _hint(self, key: tuple, device: torch.device) -> torch.Tensor:
         """Last thresholds: they make the next step fast and change nothing, so no state_dict holds
@@ -146,6 +139,15 @@ class _Popup(Optimizer):
             words = ops.sign_words(seed, layer, module.weight_shape, device=device)
             self._signs[id(module)] = (source, words)
         return self._signs[id(module)][1]
+
+
+def _place(given: Any) -> Any:
+    """Of tensors, what tells whether they are where they were; numbers as they are."""
+    if isinstance(given, list):
+        return [_place(one) for one in given]
+    if isinstance(given, torch.Tensor):
+        return id(given), given.data_ptr(), given.shape, given.stride()
+    return given
 
 
 def _takes_signs(module: SparseModule) -> bool:

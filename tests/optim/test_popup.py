@@ -128,22 +128,65 @@ def test_resume_is_bit_exact(optimizer, scope):
         assert torch.equal(a, b), name
 
 
+MOVED = {
+    "scores": lambda m, state: [m.scores],
+    "words": lambda m, state: [m.mask_words],
+    "first moments": lambda m, state: [v for k, v in state.items() if k != "exp_avg_sq"],
+    "second moments": lambda m, state: [v for k, v in state.items() if k == "exp_avg_sq"],
+}
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("scope", ["layer", "global"])
-def test_tensors_may_move_between_steps(optimizer, scope):
-    """A step is checked once and kept for as long as its tensors stay where they are."""
+@pytest.mark.parametrize("what", MOVED)
+def test_tensors_may_move_between_steps(optimizer, scope, what):
+    """A step is bound to its tensors once and used for as long as they stay where they are."""
     popup, _ = OPTIMIZERS[optimizer]
     still, moved = (_model(scope=scope) for _ in range(2))
     ours = popup(moved)
     _train(still, popup(still), 4)
     for steps in (2, 1, 1):
         _train(moved, ours, steps)
-        held = [t for m in _scored(moved) for t in (m.scores, m.mask_words)]
-        for t in (*held, *(v for state in ours.state.values() for v in state.values())):
-            old, t.data = t.data, t.data.clone()
-            old.zero_()
+        for module in _scored(moved):
+            for t in MOVED[what](module, ours.state[module.scores]):
+                old, t.data = t.data, t.data.clone()
+                old.zero_()
     for (name, a), b in zip(still.state_dict().items(), moved.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_other_strides_and_parameters_are_seen():
+    model = nn.Sequential(nn.Linear(8, 8))
+    st.sparsify_(model, st.EdgePopup(density=0.4))
+    optimizer, layer = st.PopupSGD(model, momentum=0.0), model[0]
+
+    def step():
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+
+    step()
+    layer.scores = optimizer.param_groups[0]["params"][0] = nn.Parameter(layer.scores.data)
+    st.update_masks(model)
+    before = layer.scores._version
+    step()
+    assert layer.scores._version == before + 1
+    layer.scores.data = layer.scores.data.t()
+    st.update_masks(model)
+    layer.scores.grad = None
+    with pytest.raises(ValueError, match=r"scores: got strides \(1, 8\) for shape \(8, 8\)"):
+        step()
+
+
+def test_steps_that_are_not_used_go():
+    model = _model()
+    optimizer = st.PopupSGD(model)
+    for left_out in (None, 0, 1, 2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        if left_out is not None:
+            _scored(model)[left_out].scores.grad = None
+        optimizer.step()
+        assert len(optimizer._bound) == 1
 
 
 def test_modes_see_the_step():
