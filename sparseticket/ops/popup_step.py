@@ -44,7 +44,8 @@ def _cpu(
     run = bind_step(
         scores, momenta, variances, words, state, kept, signs, scope, transform, min_keep
     )
-    run(grads, sigmas, lr, beta1, beta2, eps, weight_decay, nesterov, step)
+    rule = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": weight_decay}
+    run(grads, sigmas, nesterov, **rule, step=step)
 
 
 def bind_step(
@@ -60,7 +61,8 @@ def bind_step(
     min_keep=0,
 ):
     """A CPU step of these tensors, whose checks and capsules take as long as a small layer's
-    update: ``run(grads, sigmas, lr, ...)``, for as often as none of them moves in memory."""
+    update: ``run(grads, sigmas, nesterov, lr=..., ...)``, for as often as none of them moves in
+    memory."""
     check_static("popup_step", scores, kept, scope, transform, min_keep)
     pairs = _check_bound(scores, momenta, variances, words, state, signs, scope)
     check_selection("popup_step", scores, kept, None, scope, min_keep)
@@ -70,26 +72,17 @@ def bind_step(
         caps(_flat(name, m, s) for m, s in zip(tensors, scores, strict=bool(tensors)))
         for name, tensors in (("momenta", momenta), ("variances", variances))
     ]
-    planes = caps(w.detach() for w in words)
-    planes = [planes, [None if s is None else cap(s.detach().contiguous()) for s in signs]]
+    planes = [
+        caps(w.detach() for w in words),
+        [None if s is None else cap(s.detach().contiguous()) for s in signs],
+    ]
     selecting = [[] if floor else list(kept), transform == "abs", scope == "global", cap(state)]
     written = [*scores, *momenta, *variances, *words, state]
 
-    def run(
-        grads,
-        sigmas,
-        lr,
-        beta1=0.0,
-        beta2=0.999,
-        eps=1e-8,
-        weight_decay=0.0,
-        nesterov=False,
-        step=1,
-    ):
+    def run(grads, sigmas, nesterov=False, **rule):
         _check_grads(scores, grads, sigmas)
         grads = caps(flat_like(g.detach().float(), s) for g, s in zip(grads, scores, strict=True))
-        rule = update_rule(adam, lr, beta1, beta2, eps, weight_decay, step)
-        settings = list(sigmas), adam, nesterov, rule
+        settings = list(sigmas), adam, nesterov, update_rule(adam, **rule)
         nan = C.popup_step(*bound, grads, *moments, *planes, *settings, *selecting, nthreads())
         if floor:
             state.copy_(global_with_floor(scores, words, kept[0], None, transform, min_keep))
@@ -159,7 +152,7 @@ def _choose_cuda(scores, *rest, **options):
     return step_choice("popup_step", scores, ", then select_mask")
 
 
-def update_rule(adam, lr, beta1, beta2, eps, weight_decay, step):
+def update_rule(adam, lr, beta1=0.0, beta2=0.999, eps=1e-8, weight_decay=0.0, step=1):
     """The kernel's eight numbers; products of settings are taken in float64, as torch does."""
     if not adam:
         return [lr, weight_decay, beta1, 0.0, 0.0, 0.0, 0.0, 1.0]
