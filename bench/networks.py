@@ -5,6 +5,7 @@ faster one. ``ours``: edge-popup with ``PopupSGD``, exact top-k of every layer i
 ``hidden-networks``: the published way in plain torch, which sorts the scores of every layer in
 every forward pass. ImageNet's networks are timed on 32x32 images with 1000 classes: a step of 128
 images of 224x224 takes minutes on one core. At the end the rows are held against their bars.
+``--part`` prints what one part of the step takes, and makes no rows.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from bench.run import RESULTS, append, environment
 from bench.timing import interleaved, keep_heap
 from sparseticket.train.models import MODELS, build_model
 
-__all__ = ["NetworkRow", "network_steps"]
+__all__ = ["PARTS", "NetworkRow", "network_steps"]
+
+PARTS = ("forward", "passes", "optimizer")  # passes: forward and backward
 
 _SGD = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 1e-4}
 _IN_SHAPES = {"mlp": (1, 8, 8), "lenet300": (1, 28, 28), "fc300": (1, 28, 28)}
@@ -45,8 +48,10 @@ class NetworkRow:
     speedup: float  # over the faster dense step
 
 
-def network_steps(name: str, batch: int, density: float) -> dict[str, Callable[[], None]]:
-    """Contenders by name, dense first."""
+def network_steps(
+    name: str, batch: int, density: float, part: str = "step"
+) -> dict[str, Callable[[], None]]:
+    """Contenders by name, dense first: the whole step or one of ``PARTS``."""
     shape, classes = _IN_SHAPES.get(name, (3, 32, 32)), 1000 if name in _IMAGENET else 10
     torch.manual_seed(0)
     x, y = torch.randn(batch, *shape), torch.randint(classes, (batch,))
@@ -54,12 +59,20 @@ def network_steps(name: str, batch: int, density: float) -> dict[str, Callable[[
     def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
         model.train()
 
-        def run() -> None:
+        def forward() -> torch.Tensor:
+            return F.cross_entropy(model(x), y)
+
+        def passes() -> None:
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            forward().backward()
+
+        def whole() -> None:
+            passes()
             optimizer.step()
 
-        return run
+        passes()  # or there are no gradients to step by
+        every = {"step": whole, "forward": forward, "passes": passes, "optimizer": optimizer.step}
+        return every[part]
 
     fused, foreach, ours, theirs = (
         build_model(name, in_shape=shape, num_classes=classes) for _ in range(4)
@@ -107,13 +120,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=5.0, help="seconds a network, at least")
     parser.add_argument("--samples", type=int, default=5, help="of every contender, at least")
+    parser.add_argument("--part", choices=["step", *PARTS], default="step")
     parser.add_argument("--no-rows", action="store_true", help="print only")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     keep_heap()
     env, rows = environment(), []
     for name in args.models:
-        steps = network_steps(name, args.batch, args.density)
+        steps = network_steps(name, args.batch, args.density, args.part)
         timed = interleaved(steps, args.threads, args.budget, args.samples)
         dense = min(timed["dense"].p50, timed["dense foreach"].p50)
         for contender, q in timed.items():
@@ -124,8 +138,12 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"{name:14} {contender:16} {rows[-1].p50_ms:10.2f} ms {speedup:6.2f}x", flush=True
             )
-        if not args.no_rows:  # network by network, or a failure later would cost them all
+        if (
+            args.part == "step" and not args.no_rows
+        ):  # network by network, or a failure later would cost them all
             append(RESULTS / "networks.csv", rows[-len(timed) :], env)
+    if args.part != "step":
+        return 0
     times = report.newest(report.of_networks({**asdict(row), **env} for row in rows))
     print("\n".join(report.judge(times)))
     return 0

@@ -10,6 +10,7 @@ import torch
 import sparseticket as st
 from bench import report
 from bench.cases import CASES
+from bench.networks import PARTS, network_steps
 from bench.run import Row as BenchRow
 from bench.run import append, kernels_of
 from bench.timing import interleaved
@@ -53,6 +54,12 @@ def test_networks_are_held_to_bars_too(monkeypatch):
     rows = [{**place, **row("dense", 8)}, {**place, **row("ours", 4)}]
     line = judged(monkeypatch, report.of_networks(rows), bar(3, op="network", case="mlp batch *"))
     assert line[0].startswith("MISSED network") and "2.00x dense" in line[0]
+
+
+def test_parts_of_a_step():
+    for part in ("step", *PARTS):
+        for run in network_steps("mlp", 4, 0.5, part).values():
+            run()
 
 
 def test_only_a_missed_bar_prints_its_note(monkeypatch):
